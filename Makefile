@@ -1,0 +1,66 @@
+# sdc: `make help` explains itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Wheel index for torch alone; empty means whatever pip is configured for.
+# A CPU-only box: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+BIN := .venv/bin
+READY := .venv/.ready
+IMAGES ?=
+
+.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed clean
+
+help: ## print this list
+	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "Variables: PYTHON (3.11 or later), TORCH_INDEX (wheel index for torch; for a CPU-only box"
+	@echo "           https://download.pytorch.org/whl/cpu), IMAGES (folder of photographs, for bench-*)"
+
+setup: $(READY) ## prepare .venv: torch first, then the rest, pinned
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sdc needs Python 3.11 or later; try: make setup PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+demo: setup ## start the service, compress and render real photographs, compare, write a picture, stop
+	$(BIN)/python -m service.bench.demo
+
+serve: setup ## leave a server up on http://127.0.0.1:8080
+	$(BIN)/sdc serve
+
+test: setup check ## lint, types, import contract and every test that needs pip only
+	$(BIN)/python -m pytest -m "not system"
+
+test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
+	$(BIN)/python -m pytest -m system
+
+check: setup ## lint, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd IMAGES=folder
+	$(BIN)/sdc bench rd --images "$(IMAGES)"
+
+bench-code: setup ## the entropy coder against its own ideal: make bench-code IMAGES=folder
+	$(BIN)/sdc bench code --images "$(IMAGES)"
+
+bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
+	$(BIN)/sdc bench speed --images "$(IMAGES)"
+
+clean: ## remove what make made
+	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

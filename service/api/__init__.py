@@ -1,0 +1,1 @@
+"""HTTP only: routes, schemas, negotiation and caching, auth, problem details.  Must not touch torch, numpy or Pillow."""

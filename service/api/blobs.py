@@ -1,0 +1,86 @@
+"""POST /blobs, GET|HEAD|DELETE /blobs/<id>, GET /blobs/<id>/info."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.negotiation import BLOB_TYPE, matches
+from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
+from service.api.schemas import BlobDetails, BlobInfo, NoQuery
+from service.api.services import BODY_DOCUMENTATION, InjectedServices, Services, disposition, read_body
+from service.codec import container
+from service.codec.steps import step_size
+from service.errors import Forbidden, NotFound
+
+router = APIRouter(prefix="/blobs")
+Strict = Annotated[NoQuery, Query()]
+
+
+@router.post("", status_code=201, response_model=BlobInfo, responses=BAD_INPUT, openapi_extra=BODY_DOCUMENTATION)
+async def upload(request: Request, _: Strict, services: InjectedServices) -> Response:
+    """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
+    content = await read_body(request)
+    blob = services.pipeline.parse(content)
+    blob_id = services.pipeline.id_of_blob(content)
+    known = await services.blobs.size(blob_id) is not None
+    if not known:
+        await asyncio.to_thread(services.pipeline.codec.decode_symbols, blob)
+        await services.store(blob_id, content, {})
+    headers = {"Location": f"/blobs/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store"}
+    body = services.info(blob_id, blob, len(content)).model_dump_json()
+    return Response(body, 200 if known else 201, headers, "application/json")
+
+
+@router.get("/{blob_id}", response_class=Response, responses=NO_ID)
+@router.head("/{blob_id}", include_in_schema=False)
+async def blob(request: Request, blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+    """The stored bytes; the entity tag is strong."""
+    content = await services.read(blob_id)
+    entity_tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE}
+    if matches(request.headers.get("if-none-match"), entity_tag):
+        return Response(None, 304, headers)
+    headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc")}
+    return Response(content, 200, headers, BLOB_TYPE)
+
+
+@router.get("/{blob_id}/info", response_model=BlobDetails, responses=NO_ID)
+async def blob_info(blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+    """What the blob and its sidecar say."""
+    content = await services.read(blob_id)
+    blob = services.pipeline.parse(content)
+    facts = json.loads(await services.blobs.read_sidecar(blob_id) or b"{}")
+    details = BlobDetails(
+        **services.info(blob_id, blob, len(content)).model_dump(),
+        step=step_size(blob.step_index),
+        alpha=container.ALPHA in blob.sections,
+        tiled=blob.tiling is not None,
+        sections={container.SECTION_NAMES[kind]: len(part) for kind, part in blob.sections.items()},
+        source_bytes=facts.get("source_bytes"),
+    )
+    return Response(details.model_dump_json(), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.delete("/{blob_id}", status_code=204, response_class=Response)
+async def delete_blob(request: Request, blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+    """Needs ``Authorization: Bearer <admin key>``; 403 until an admin key is set."""
+    _require_admin(request, services)
+    if not await services.blobs.delete(blob_id):
+        await services.require(blob_id)
+        raise NotFound("there is no blob with this id")
+    return Response(None, 204, {"Cache-Control": "no-store"})
+
+
+def _require_admin(request: Request, services: Services) -> None:
+    key = services.settings.admin_key
+    if key is None:
+        raise Forbidden("deleting is off: set SDC_ADMIN_KEY and send it as a bearer token")
+    offered = request.headers.get("authorization", "")
+    if not hmac.compare_digest(offered.encode(), f"Bearer {key.get_secret_value()}".encode()):
+        raise Forbidden("this needs the admin key as a bearer token")

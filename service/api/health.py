@@ -1,0 +1,39 @@
+"""GET /livez, /readyz, /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.problems import problem
+from service.api.services import InjectedServices
+from service.errors import StoreUnavailable
+
+router = APIRouter()
+FRESH = {"Cache-Control": "no-store"}
+
+
+@router.get("/livez")
+async def livez(services: InjectedServices) -> Response:
+    """200 while the device thread can still work; never depends on load."""
+    if not services.pipeline.batcher.alive:
+        return problem(503, "device-dead", "the device dispatcher has stopped: restart the process")
+    return Response('{"status":"alive"}', 200, FRESH, "application/json")
+
+
+@router.get("/readyz")
+async def readyz(services: InjectedServices) -> Response:
+    """200 when the model is warm and the store answers; says which of the two is missing."""
+    if services.pipeline.batcher.closing:
+        return problem(503, "stopping", "the service is stopping", {"Retry-After": "5"})
+    try:
+        await services.blobs.check()
+    except StoreUnavailable as error:
+        return problem(503, error.kind, error.detail, {"Retry-After": "5"})
+    return Response('{"status":"ready"}', 200, FRESH, "application/json")
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics() -> Response:
+    """Prometheus text format."""
+    return Response(generate_latest(), 200, {**FRESH, "Content-Type": CONTENT_TYPE_LATEST})

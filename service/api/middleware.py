@@ -1,0 +1,92 @@
+"""Pure ASGI, because one ``BaseHTTPMiddleware`` would hide a client's disconnect: request ids, metrics, access log, body limit."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import reply_to
+from service.errors import TooManyBytes
+from service.telemetry import metrics
+
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+QUIET_PATHS = ("/livez", "/readyz", "/metrics")
+
+
+class Telling:
+    """Gives each request an id, binds it to the log, counts and times the reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            operation = _operation(scope)
+            metrics.REQUESTS.labels(op=operation, code=str(status)).inc()
+            metrics.REQUEST_SECONDS.labels(op=operation).observe(seconds)
+            if scope["path"] not in QUIET_PATHS:
+                structlog.get_logger().info(
+                    "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
+                )
+
+
+def _operation(scope: Mapping[str, object]) -> str:
+    """The route's name, so that no id becomes a label."""
+    route = scope.get("route")
+    return str(getattr(route, "name", "none"))
+
+
+class BodyLimit:
+    """Refuses a body over the limit: unread where Content-Length says so, else as soon as it has grown too long."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        error = TooManyBytes(f"the body is larger than {self.max_bytes:,} bytes")
+        claimed = Headers(scope=scope).get("content-length", "")
+        if claimed.isdecimal() and int(claimed) > self.max_bytes:
+            reply = reply_to(error)
+            reply.headers["Connection"] = "close"
+            await reply(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.max_bytes:
+                    raise error
+            return message
+
+        await self.app(scope, receive_counted, send)

@@ -1,0 +1,109 @@
+"""POST /compress, POST /decompress, GET|HEAD /render/<id>."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service.api.negotiation import BLOB_TYPE, matches, pick_extension, wants_blob
+from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
+from service.api.services import BODY_DOCUMENTATION, InjectedServices, Services, disposition, read_body, server_timing
+from service.errors import NotFound
+from service.imaging.writing import FORMATS
+from service.pipeline import CompressOptions, RenderOptions
+
+router = APIRouter()
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+EMBEDDABLE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "Timing-Allow-Origin": "*",
+    "Accept-Ranges": "none",
+}
+BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 415, 422, 503)}
+PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
+NO_ID: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 410, 503)}
+BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
+
+
+@router.post(
+    "/compress",
+    status_code=201,
+    response_model=BlobInfo,
+    responses={200: {"model": BlobInfo, "description": "Known already: no device work."}, **BAD_INPUT},
+    openapi_extra=BODY_DOCUMENTATION,
+)
+async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices) -> Response:
+    """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
+    options = CompressOptions(query.method, query.max_bytes, query.quality)
+    source = await read_body(request)
+    blob_id = services.pipeline.id_of(source, options)
+    content = await services.blobs.read(blob_id)
+    status, timing = 200, {}
+    if content is None:
+        compressed = await services.pipeline.compress(source, options, query.lane)
+        content = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
+        status, timing = 201, {"Server-Timing": server_timing(compressed.seconds)}
+    blob = services.pipeline.parse(content)
+    headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", "Vary": "Accept", **timing}
+    if wants_blob(request.headers.get("accept")):
+        headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
+        return Response(content, status, headers, BLOB_TYPE)
+    body = services.info(blob_id, blob, len(content)).model_dump_json()
+    return Response(body, status, headers, "application/json")
+
+
+@router.post("/decompress", response_class=Response, responses={200: PICTURE, **BAD_INPUT}, openapi_extra=BODY_DOCUMENTATION)
+async def decompress(request: Request, query: Annotated[DecompressQuery, Query()], services: InjectedServices) -> Response:
+    """An ``.sdc`` body back to a picture; nothing is stored."""
+    extension = query.format or pick_extension(request.headers.get("accept"))
+    rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q))
+    headers = {
+        **EMBEDDABLE,
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "Server-Timing": server_timing(rendered.seconds),
+        "Content-Disposition": disposition(f"picture.{extension}"),
+    }
+    return Response(rendered.content, 200, headers, FORMATS[extension].content_type)
+
+
+@router.get("/render/{blob_id}.{extension}", response_class=Response, responses={200: PICTURE, **NO_ID})
+@router.head("/render/{blob_id}.{extension}", include_in_schema=False)
+async def render_as(
+    request: Request, blob_id: BlobId, extension: str, query: Annotated[RenderQuery, Query()], services: InjectedServices
+) -> Response:
+    """The picture in the format its extension names: png, webp, jpg or avif."""
+    if extension not in FORMATS:
+        raise NotFound(f"no format '{extension}': use {', '.join(FORMATS)}")
+    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), {})
+
+
+@router.get("/render/{blob_id}", response_class=Response, responses={200: PICTURE, **NO_ID})
+@router.head("/render/{blob_id}", include_in_schema=False)
+async def render(request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices) -> Response:
+    """The picture in the format that the Accept header likes best; PNG for clients that name none."""
+    extension = pick_extension(request.headers.get("accept"))
+    negotiated = {"Vary": "Accept", "Content-Location": f"/render/{blob_id}.{extension}"}
+    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), negotiated)
+
+
+async def _render(request: Request, services: Services, blob_id: str, options: RenderOptions, negotiated: dict[str, str]) -> Response:
+    """Existence, then validators, then work: a deleted id is 410 and never 304, and neither 304 nor HEAD touches the device."""
+    await services.require(blob_id)
+    entity_tag = f'W/"{services.pipeline.variant(blob_id, options)}"'
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **negotiated}
+    if matches(request.headers.get("if-none-match"), entity_tag):
+        return Response(None, 304, headers)
+    headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{options.extension}")}
+    content_type = FORMATS[options.extension].content_type
+    if request.method == "HEAD":
+        reply = Response(None, 200, headers, content_type)
+        del reply.headers["Content-Length"]  # unknown without rendering
+        return reply
+    rendered = await services.pipeline.render(await services.read(blob_id), options)
+    headers["Server-Timing"] = server_timing(rendered.seconds)
+    return Response(rendered.content, 200, headers, content_type)

@@ -1,0 +1,101 @@
+"""The one place where errors become replies: ``application/problem+json`` (RFC 9457), for every error there is."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.imaging.opening import ACCEPTED_TYPES
+
+PROBLEM_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:sdc:problem:"
+
+STATUS: dict[type[errors.SdcError], int] = {
+    errors.BadParameter: 400,
+    errors.UnsupportedInput: 415,
+    errors.UndecodablePicture: 422,
+    errors.AnimatedPicture: 422,
+    errors.TooManyPixels: 422,
+    errors.TooManyBytes: 413,
+    errors.SizeUnreachable: 422,
+    errors.NotABlob: 415,
+    errors.BadBlob: 422,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.Forbidden: 403,
+    errors.Overloaded: 503,
+    errors.StoreUnavailable: 503,
+    errors.DeviceFailed: 500,
+}
+
+
+def status_of(error: errors.SdcError) -> int:
+    """HTTP status of an error: that of its nearest ancestor in the table."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> Response:
+    """A problem reply; never cached beyond a few seconds, and then only where the status is about the id."""
+    body = {"type": TYPE_PREFIX + kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **extra}
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    if request_id:
+        body["request_id"] = request_id
+    cache = "public, max-age=10" if status in (404, 410) else "no-store"
+    all_headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff", **(headers or {})}
+    return Response(json.dumps(body), status, all_headers, PROBLEM_TYPE)
+
+
+def reply_to(error: errors.SdcError) -> Response:
+    """The reply for an error of our own."""
+    headers: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    if isinstance(error, errors.Overloaded):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, errors.StoreUnavailable):
+        headers["Retry-After"] = "5"
+    elif isinstance(error, errors.SizeUnreachable):
+        extra["best_bytes"] = error.best_bytes
+    elif isinstance(error, errors.UnsupportedInput):
+        extra["accepted"] = list(ACCEPTED_TYPES)
+        headers["Accept"] = ", ".join(ACCEPTED_TYPES)
+    return problem(status_of(error), error.kind, error.detail, headers, **extra)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the app with a problem."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.SdcError)
+        if status_of(error) >= 500 and not isinstance(error, errors.Overloaded):
+            structlog.get_logger().error("request failed", kind=error.kind, detail=error.detail, exc_info=error)
+        return reply_to(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        if first["type"] == "extra_forbidden":
+            return problem(400, errors.BadParameter.kind, f"unknown parameter '{name}'")
+        return problem(400, errors.BadParameter.kind, f"{name}: {first['msg']}")
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        kinds = {404: "not-found", 405: "method-not-allowed"}
+        kind = kinds.get(error.status_code, "http-error")
+        return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
+
+    async def unexpected(_: Request, error: Exception) -> Response:
+        structlog.get_logger().error("unexpected error", exc_info=error)
+        return problem(500, errors.SdcError.kind, "the service failed; the request id finds it in the log")
+
+    app.add_exception_handler(errors.SdcError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,107 @@
+"""What the routes work with, made once at start; and the small things several routes share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, cast
+from urllib.parse import quote
+
+from fastapi import Depends, Request
+from starlette.datastructures import UploadFile
+
+from service.api.schemas import BlobInfo, Links
+from service.codec.container import Blob
+from service.codec.methods import METHODS
+from service.errors import BadParameter, Gone, NotFound
+from service.pipeline import Pipeline
+from service.settings import Settings
+from service.storage.blobs import BlobStore
+
+
+@dataclass(frozen=True)
+class Services:
+    pipeline: Pipeline
+    blobs: BlobStore
+    settings: Settings
+
+    def info(self, blob_id: str, blob: Blob, size: int) -> BlobInfo:
+        """The JSON of a stored blob."""
+        render, stored = f"/render/{blob_id}", f"/blobs/{blob_id}"
+        return BlobInfo(
+            id=blob_id,
+            bytes=size,
+            width=blob.width,
+            height=blob.height,
+            bpp=round(8 * size / (blob.width * blob.height), 4),
+            method=METHODS[blob.method],
+            model=f"{self.pipeline.engine.manifest.name}-{self.pipeline.engine.manifest.version}",
+            links=Links(render=render, png=f"{render}.png", webp=f"{render}.webp", blob=stored, info=f"{stored}/info"),
+        )
+
+    async def require(self, blob_id: str) -> None:
+        """Raise NotFound or Gone unless the blob exists; reads no body."""
+        if await self.blobs.size(blob_id) is None:
+            await self._missing(blob_id)
+
+    async def read(self, blob_id: str) -> bytes:
+        """The blob; raises NotFound or Gone."""
+        content = await self.blobs.read(blob_id)
+        if content is None:
+            await self._missing(blob_id)
+        return cast(bytes, content)
+
+    async def store(self, blob_id: str, content: bytes, facts: dict[str, object]) -> bytes:
+        """Store unless another was first; returns what is stored now."""
+        if await self.blobs.create(blob_id, content, json.dumps(facts).encode()):
+            return content
+        return await self.read(blob_id)
+
+    async def _missing(self, blob_id: str) -> None:
+        if await self.blobs.was_deleted(blob_id):
+            raise Gone("this id was deleted; posting the photo again revives it")
+        raise NotFound("there is no blob with this id")
+
+
+def get_services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+InjectedServices = Annotated[Services, Depends(get_services)]
+
+
+async def read_body(request: Request) -> bytes:
+    """The body: raw bytes, or the field ``file`` of a multipart form.  Raises BadParameter when there is nothing."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async with request.form(max_files=1, max_fields=1) as form:
+            upload = form.get("file")
+            if not isinstance(upload, UploadFile):
+                raise BadParameter("the form has no file field named 'file'")
+            content = await upload.read()
+    else:
+        content = await request.body()
+    if not content:
+        raise BadParameter("the body is empty: send the bytes of a picture, raw or as form field 'file'")
+    return content
+
+
+def server_timing(seconds: dict[str, float]) -> str:
+    """Stages as a Server-Timing header."""
+    return ", ".join(f"{stage};dur={value * 1000:.1f}" for stage, value in seconds.items())
+
+
+def disposition(name: str) -> str:
+    return f'inline; filename="{quote(name)}"'
+
+
+BODY_DOCUMENTATION = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+            },
+        },
+    }
+}

@@ -1,0 +1,54 @@
+"""Wires the application: settings -> store, pipeline -> routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+
+from service import __version__
+from service.api import blobs, health, pictures, problems
+from service.api.middleware import BodyLimit, Telling
+from service.api.services import Services
+from service.pipeline import open_pipeline
+from service.settings import Settings
+from service.storage.blobs import BlobStore, open_store
+from service.telemetry import metrics
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application.  Its lifespan loads and warms the model before the first request is taken; a failure stops the start."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log = structlog.get_logger()
+        store = BlobStore(open_store(settings.store_url), settings.store_timeout_s)
+        await store.check()
+        async with open_pipeline(settings) as pipeline:
+            app.state.services = Services(pipeline, store, settings)
+            manifest = pipeline.engine.manifest
+            metrics.BUILD_INFO.labels(
+                version=__version__, model=f"{manifest.name}-{manifest.version}", device=pipeline.engine.device.type
+            ).set(1)
+            metrics.READY.set(1)
+            log.info("ready", model=pipeline.engine.description, store=settings.store_url.partition("?")[0])
+            yield
+            metrics.READY.set(0)
+        log.info("stopped")
+
+    app = FastAPI(
+        title="sdc",
+        version=__version__,
+        summary="Photographs as a few kilobytes of latent, over HTTP.",
+        lifespan=lifespan,
+        separate_input_output_schemas=False,
+    )
+    app.include_router(pictures.router, tags=["pictures"])
+    app.include_router(blobs.router, tags=["blobs"])
+    app.include_router(health.router, tags=["health"])
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Telling)
+    return app

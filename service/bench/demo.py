@@ -1,0 +1,114 @@
+"""``make demo``: a real server, real photographs, a table and one picture to look at."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import skimage.data
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from service.bench.metrics import NAMES, Plane, Quality, measure
+from service.bench.pictures import as_png
+from service.bench.rivals import RIVALS, at_least
+
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
+BITS_PER_PIXEL = 0.155
+SHOWN = "chelsea"
+PICTURE = Path("out/demo.png")
+START_TIMEOUT_S = 180
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A service of its own on a free loopback port, with a store that vanishes; yields its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "SDC_STORE_URL": f"file://{folder}", "SDC_LOG_LEVEL": "warning"}
+        arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+        process = subprocess.Popen(arguments, env=environment)
+        base = f"http://127.0.0.1:{port}"
+        try:
+            _wait(base, process)
+            yield base
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait(base: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{base}/readyz", timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise SystemExit("the service did not start; its own words are above")
+
+
+def main() -> None:
+    """Run the demo; leaves ``out/demo.png``."""
+    console = Console()
+    started = time.monotonic()
+    with server() as base, httpx.Client(base_url=base, timeout=60) as client:
+        console.print(f"the service was ready after {time.monotonic() - started:.1f} s\n", highlight=False)
+        table = Table("photograph", "file", "bytes", *NAMES, title="one photograph each, the rivals at at least our bytes")
+        for name in PHOTOGRAPHS:
+            pixels = np.ascontiguousarray(getattr(skimage.data, name)())
+            shown = _one(client, name, pixels, table)
+            if name == SHOWN:
+                PICTURE.parent.mkdir(exist_ok=True)
+                side_by_side({"original": (as_png(pixels), pixels), **shown}).save(PICTURE)
+    console.print(table)
+    console.print(f"side by side: {PICTURE.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _one(client: httpx.Client, name: str, pixels: Plane, table: Table) -> dict[str, tuple[bytes, Plane]]:
+    """Compress and render one photograph over HTTP, code it with the rivals, add the rows; returns each file and what it shows."""
+    original = as_png(pixels)
+    max_bytes = round(BITS_PER_PIXEL * pixels.shape[0] * pixels.shape[1] / 8)
+    reply = client.post("/compress", params={"max_bytes": max_bytes}, content=original).raise_for_status().json()
+    blob = client.get(reply["links"]["blob"]).raise_for_status().content
+    png = client.get(reply["links"]["png"]).raise_for_status().content
+    shown = {"sdc": (blob, np.asarray(Image.open(io.BytesIO(png))))}
+    shown |= {rival: at_least(encode, pixels, len(blob)) for rival, encode in RIVALS.items()}
+    table.add_row(name, "original (PNG)", f"{len(original):,}")
+    for label, (content, picture) in shown.items():
+        table.add_row("", label, f"{len(content):,}", *_cells(measure(pixels, picture)))
+    table.add_section()
+    return shown
+
+
+def _cells(quality: Quality) -> list[str]:
+    return [f"{quality.psnr:.2f}", f"{quality.ms_ssim:.3f}", f"{quality.ssimulacra2:.1f}", f"{quality.feature:.3f}"]
+
+
+def side_by_side(pictures: dict[str, tuple[bytes, Plane]]) -> Image.Image:
+    """Pictures at 1:1 in a row, each under its name and size."""
+    height, width = next(iter(pictures.values()))[1].shape[:2]
+    sheet = Image.new("RGB", (len(pictures) * (width + 8) - 8, height + 22), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, (content, pixels)) in enumerate(pictures.items()):
+        left = index * (width + 8)
+        sheet.paste(Image.fromarray(pixels), (left, 22))
+        draw.text((left + 4, 3), f"{name}, {len(content):,} bytes", fill="black", font_size=14)
+    return sheet
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The pictures a benchmark runs on, and the words that name them and the machine."""
+
+from __future__ import annotations
+
+import io
+import platform
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.errors import BadParameter
+from service.imaging.opening import open_picture
+
+Plane = npt.NDArray[np.uint8]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
+
+
+def load(folder: Path, crop: int, limit: int | None) -> dict[str, Plane]:
+    """Name to uint8 (H, W, 3), sorted by name; centre crops of side ``crop``, or whole where it is 0.  Raises BadParameter for none."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        rgb = open_picture(path.read_bytes(), 1 << 30).rgb
+        height, width = rgb.shape[:2]
+        if crop and min(height, width) < crop:
+            continue
+        if crop:
+            top, left = (height - crop) // 2, (width - crop) // 2
+            rgb = np.ascontiguousarray(rgb[top : top + crop, left : left + crop])
+        found[path.stem] = rgb
+        if limit is not None and len(found) == limit:
+            break
+    if not found:
+        raise BadParameter(f"{folder} holds no pictures" + (f" of at least {crop} pixels a side" if crop else ""))
+    return found
+
+
+def as_png(pixels: Plane) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def machine() -> str:
+    """Processor and Python, for the head of a report."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, Python {platform.python_version()}"

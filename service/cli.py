@@ -1,0 +1,339 @@
+"""The ``sdc`` command.  Everything heavy is imported inside a command, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service import __version__
+from service.errors import SdcError
+
+if TYPE_CHECKING:
+    from service.pipeline import Pipeline
+    from service.settings import Settings
+
+app = typer.Typer(help="Photographs as a few kilobytes of latent.", no_args_is_help=True, pretty_exceptions_enable=False)
+models_app = typer.Typer(help="Model folders.", no_args_is_help=True)
+bench_app = typer.Typer(help="Figures, both sides of a comparison in one run.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(bench_app, name="bench")
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[Path | None, typer.Option(help="Model folder; the bundled one when not given.")]
+Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
+Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print an error of ours as one line and exit 1."""
+    try:
+        yield
+    except SdcError as error:
+        err.print(f"[red]error[/]: {error.detail}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _settings(model: Path | None = None, **overrides: object) -> Settings:
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    given = {key: value for key, value in {"model": model, **overrides}.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for problem in error.errors():
+            err.print(f"[red]error[/]: SDC_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}", highlight=False)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(f"sdc {__version__}", highlight=False)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default SDC_HOST or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default SDC_PORT or 8080.")] = None,
+    model: Model = None,
+) -> None:
+    """Serve HTTP until told to stop."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.telemetry import logs
+
+    settings = _settings(model, host=host, port=port)
+    logs.configure(settings.log_level)
+    if settings.host in ("127.0.0.1", "::1", "localhost"):
+        note = "listening on loopback only, because nobody needs a key: --host 0.0.0.0 opens it to the network"
+    else:
+        note = "listening on the network: anyone who reaches this port can use it"
+    err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
+    with _told():
+        app_ = create_app(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app_,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=settings.shutdown_s,
+        )
+    )
+    server.run()
+    if not server.started:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compress(
+    files: Files,
+    output: OutputFolder = Path(),
+    max_bytes: Annotated[int | None, typer.Option(help="Each file has at most this many bytes.")] = None,
+    quality: Annotated[int | None, typer.Option(help="0 to 100, instead of --max-bytes; default 50.")] = None,
+    model: Model = None,
+) -> None:
+    """Photos to .sdc files, without a server.  The bytes are those that POST /compress makes on the same machine."""
+    from service.pipeline import CompressOptions
+
+    with _told():
+        options = CompressOptions(max_bytes=max_bytes, quality=quality)
+
+    async def one(pipeline: Pipeline, path: Path) -> bytes:
+        return (await pipeline.compress(path.read_bytes(), options)).content
+
+    _each(files, output, ".sdc", _settings(model), one)
+
+
+@app.command()
+def render(
+    files: Files,
+    output: OutputFolder = Path(),
+    to: Annotated[Literal["png", "webp", "jpg", "avif"], typer.Option(help="Format to write.")] = "png",
+    steps: Annotated[int | None, typer.Option(help="U-Net steps; 0 is the auto-encoder alone.", min=0, max=8)] = None,
+    quality: Annotated[int, typer.Option(help="Of a lossy format.", min=1, max=100)] = 80,
+    model: Model = None,
+) -> None:
+    """.sdc files to pictures, without a server."""
+    from service.pipeline import RenderOptions
+
+    options = RenderOptions(to, steps, quality)
+
+    async def one(pipeline: Pipeline, path: Path) -> bytes:
+        return (await pipeline.render(path.read_bytes(), options)).content
+
+    _each(files, output, f".{to}", _settings(model), one)
+
+
+def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: object) -> None:
+    """Run ``one`` on every file, two at a time, with a progress bar; a bad file is reported and the rest go on."""
+    from service.pipeline import open_pipeline
+
+    output.mkdir(parents=True, exist_ok=True)
+    names = [path.with_suffix(suffix).name for path in files]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        err.print(f"[red]error[/]: several inputs would be written to {', '.join(doubled)}", highlight=False)
+        raise typer.Exit(2)
+    failed = 0
+
+    async def run() -> None:
+        nonlocal failed
+        gate = asyncio.Semaphore(2 * settings.cpu_workers)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        async with open_pipeline(settings) as pipeline:
+            with Progress(*columns, console=err, transient=True, disable=len(files) < 2) as progress:
+                task = progress.add_task("files", total=len(files))
+
+                async def work(path: Path) -> None:
+                    nonlocal failed
+                    async with gate:
+                        try:
+                            content = await one(pipeline, path)  # type: ignore[operator]
+                            target = output / path.with_suffix(suffix).name
+                            _write_whole(target, content)
+                            out.print(f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, soft_wrap=True)
+                        except (SdcError, OSError) as error:
+                            failed += 1
+                            err.print(f"[red]error[/]: {path}: {getattr(error, 'detail', error)}", highlight=False, soft_wrap=True)
+                        progress.advance(task)
+
+                await asyncio.gather(*(work(path) for path in files))
+
+    with _told():
+        asyncio.run(run())
+    if failed:
+        raise typer.Exit(1)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside, then rename: a kill leaves the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@app.command()
+def inspect(files: Files) -> None:
+    """What .sdc files say of themselves; no model is loaded."""
+    from service.codec import container
+    from service.codec.methods import METHODS
+    from service.codec.steps import step_size
+
+    failed = False
+    for path in files:
+        content = path.read_bytes()
+        try:
+            blob = container.parse(content, sys.maxsize)
+        except SdcError as error:
+            failed = True
+            err.print(f"[red]error[/]: {path}: {error.detail}", highlight=False)
+            continue
+        out.print_json(
+            json.dumps(
+                {
+                    "file": str(path),
+                    "bytes": len(content),
+                    "width": blob.width,
+                    "height": blob.height,
+                    "bpp": round(8 * len(content) / (blob.width * blob.height), 4),
+                    "method": METHODS.get(blob.method, blob.method),
+                    "step": round(step_size(blob.step_index), 5),
+                    "code_identity": blob.code_identity.hex(),
+                    "model_identity": blob.model_identity.hex(),
+                    "tiling": None if blob.tiling is None else {"side": blob.tiling.side, "margin": blob.tiling.margin},
+                    "sections": {container.SECTION_NAMES[kind]: len(part) for kind, part in blob.sections.items()},
+                }
+            )
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """Check this machine: device, number format, model, store.  Exit 1 when the service would not start."""
+    from service.storage.blobs import BlobStore, open_store
+
+    settings = _settings(model)
+    table = Table("check", "result", show_lines=False)
+    ok = True
+
+    def check(name: str, probe: object) -> None:
+        nonlocal ok
+        try:
+            table.add_row(name, str(probe()))  # type: ignore[operator]
+        except Exception as error:
+            ok = False
+            table.add_row(name, f"[red]{getattr(error, 'detail', error)}[/]")
+
+    def load() -> str:
+        from service.pipeline import load_engine
+
+        return load_engine(settings).description
+
+    def store() -> str:
+        asyncio.run(BlobStore(open_store(settings.store_url)).check())
+        return f"{settings.store_url.partition('?')[0]} answers"
+
+    check("python", lambda: sys.version.split()[0])
+    check("sdc", lambda: __version__)
+    check("model", load)
+    check("store", store)
+    check("listens on", lambda: f"{settings.host}:{settings.port}")
+    check("admin key", lambda: "set" if settings.admin_key else "not set: DELETE is refused")
+    out.print(table)
+    if not ok:
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """The models that come with this release."""
+    from service.manifest import read_manifest
+    from service.settings import BUNDLED_MODEL
+
+    table = Table("name", "version", "latent", "identity", "folder")
+    for path in sorted(BUNDLED_MODEL.parent.glob("*/sdc.json")):
+        manifest = read_manifest(path.parent)
+        latent = f"{manifest.latent_channels} channels at 1/{manifest.downscale}"
+        table.add_row(manifest.name, manifest.version, latent, manifest.model_identity.hex(), str(path.parent))
+    out.print(table)
+
+
+@models_app.command("check")
+def check_model(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
+    """Load a model folder as `serve` would, and print its identities."""
+    from service.codec.codec import Codec
+    from service.pipeline import load_engine
+
+    with _told():
+        engine = load_engine(_settings(folder))
+        codec = Codec(folder, engine.manifest)
+    out.print(engine.description, highlight=False)
+    out.print(f"model identity {codec.model_identity.hex()}, code identity {codec.code_identity.hex()}", highlight=False)
+
+
+@bench_app.command("rd")
+def bench_rd(
+    images: Images,
+    max_bytes: Annotated[list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default 5089.")] = None,
+    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
+    results: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    model: Model = None,
+) -> None:
+    """Rate and distortion against JPEG, WebP and AVIF at the same bytes."""
+    from service.bench import rd
+
+    with _told():
+        rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out)
+
+
+@bench_app.command("code")
+def bench_code(
+    images: Images,
+    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 512,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
+    model: Model = None,
+) -> None:
+    """Real files against the ideal code length of their own model, and against coding each channel i.i.d."""
+    from service.bench import code
+
+    with _told():
+        code.main(_settings(model), images, crop, limit, out)
+
+
+@bench_app.command("speed")
+def bench_speed(images: Images, model: Model = None) -> None:
+    """One picture at a time, 512x512: compress and cold render against one AVIF encode of the same size."""
+    from service.bench import speed
+
+    with _told():
+        speed.main(_settings(model), images, out)
+
+
+if __name__ == "__main__":
+    app()

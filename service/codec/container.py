@@ -1,0 +1,168 @@
+"""The ``.sdc`` container: a header, a table of sections, their bytes, a checksum.  Documented in docs/FORMAT.md.
+
+    "SDC" version | code identity | model identity | width height | method flags step | tiling? | sections | payload | CRC-32
+
+All numbers little-endian; lengths and sizes are unsigned LEB128.  The parser trusts no length and allocates nothing that a claimed
+size asks for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
+
+MAGIC: Final = b"SDC"
+VERSION: Final = 1
+LARGEST_SIDE: Final = 65535
+IDENTITY_BYTES: Final = 4
+
+LATENT: Final = 0
+ALPHA: Final = 1
+SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha"}
+
+FLAG_TILED: Final = 1
+KNOWN_FLAGS: Final = FLAG_TILED
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the picture was cut for the device; chosen by size alone, and part of what the pixels are."""
+
+    side: int
+    """pixels of picture a tile advances by"""
+    margin: int
+    """pixels of overlap on each side of a tile"""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A parsed ``.sdc``."""
+
+    code_identity: bytes
+    model_identity: bytes
+    width: int
+    height: int
+    method: int
+    step_index: int
+    sections: dict[int, bytes] = field(repr=False)
+    """LATENT always, ALPHA when the picture is not opaque"""
+    tiling: Tiling | None = None
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Of the whole file."""
+        return 8 * len(write(self)) / (self.width * self.height)
+
+
+def write(blob: Blob) -> bytes:
+    """Serialise.  26 to 30 bytes beside the payload for an opaque, untiled picture."""
+    out = bytearray(MAGIC)
+    out.append(VERSION)
+    out += blob.code_identity + blob.model_identity
+    out += _varint(blob.width) + _varint(blob.height)
+    out += bytes([blob.method, FLAG_TILED if blob.tiling else 0, blob.step_index])
+    if blob.tiling:
+        out += _varint(blob.tiling.side) + _varint(blob.tiling.margin)
+    out.append(len(blob.sections))
+    for kind, content in sorted(blob.sections.items()):
+        out.append(kind)
+        out += _varint(len(content))
+    for _, content in sorted(blob.sections.items()):
+        out += content
+    out += zlib.crc32(out).to_bytes(4, "little")
+    return bytes(out)
+
+
+def overhead(blob: Blob) -> int:
+    """Bytes of the file that are not section content."""
+    return len(write(blob)) - sum(map(len, blob.sections.values()))
+
+
+def parse(content: bytes, max_pixels: int) -> Blob:
+    """Read a blob and check it as far as that can be done without its model.
+
+    Raises:
+        NotABlob: no magic number.
+        UnknownVersion: written by a later release.
+        CorruptBlob: truncated, damaged, or fields that no writer produces.
+        TooManyPixels: larger than ``max_pixels``.
+    """
+    if content[:3] != MAGIC:
+        raise NotABlob("this is not an .sdc file: it does not begin with 'SDC'")
+    if len(content) < 5:
+        raise CorruptBlob("the file ends inside its header")
+    if content[3] != VERSION:
+        raise UnknownVersion(f"this file has format version {content[3]}; this release reads version {VERSION}: upgrade sdc")
+    body, checksum = content[:-4], content[-4:]
+    if zlib.crc32(body).to_bytes(4, "little") != checksum:
+        raise CorruptBlob("the checksum does not match: the file is damaged or incomplete")
+    reader = _Reader(body, 4)
+    code_identity, model_identity = reader.take(IDENTITY_BYTES), reader.take(IDENTITY_BYTES)
+    width, height = reader.varint(), reader.varint()
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
+        raise CorruptBlob(f"impossible picture size {width}x{height}")
+    if width * height > max_pixels:
+        raise TooManyPixels(f"the picture has {width * height:,} pixels; at most {max_pixels:,} are accepted")
+    method, flags, step_index = reader.take(3)
+    if flags & ~KNOWN_FLAGS:
+        raise CorruptBlob(f"unknown flags {flags:#04x}")
+    tiling = _read_tiling(reader) if flags & FLAG_TILED else None
+    kinds: list[tuple[int, int]] = []
+    for _ in range(reader.take(1)[0]):
+        kind, length = reader.take(1)[0], reader.varint()
+        if kind not in SECTION_NAMES or (kinds and kind <= kinds[-1][0]):
+            raise CorruptBlob("the section table is out of order or names an unknown section")
+        kinds.append((kind, length))
+    sections = {kind: reader.take(length) for kind, length in kinds}
+    if reader.left or LATENT not in sections:
+        raise CorruptBlob("the sections do not fill the file")
+    return Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling)
+
+
+def _read_tiling(reader: _Reader) -> Tiling:
+    side, margin = reader.varint(), reader.varint()
+    if not (256 <= side <= LARGEST_SIDE and margin <= side // 2):
+        raise CorruptBlob(f"impossible tiling: side {side}, margin {margin}")
+    return Tiling(side, margin)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """Takes bytes from the front and never past the end."""
+
+    def __init__(self, content: bytes, position: int) -> None:
+        self._content, self._position = content, position
+
+    @property
+    def left(self) -> int:
+        return len(self._content) - self._position
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise CorruptBlob("a length points past the end of the file")
+        taken = self._content[self._position : self._position + count]
+        self._position += count
+        return taken
+
+    def varint(self) -> int:
+        """Unsigned LEB128 of at most 32 bits, in its shortest form."""
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if value >= 1 << 32 or (shift and not byte):
+                    break
+                return value
+        raise CorruptBlob("a number is not in its shortest form or too large")

@@ -1,0 +1,159 @@
+"""Predicts, for each symbol, where it will lie and how widely it is spread, from symbols already coded.  Integers only.
+
+Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  A pass (one group, one phase)
+is predicted at once from all earlier groups and from the earlier phases of its own group, in a 5x5 window.
+
+The arithmetic is on integers held in float64: every product and every partial sum stays under 2**53, so each is exact and the order
+of summation, which differs between BLAS libraries and processors, cannot change a bit.  `training/context.py` is the float twin that
+is trained; the layout of the fixed point is described in docs/FORMAT.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from service.codec.steps import INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
+from service.codec.tables import HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, SCALES_PER_OCTAVE, Counts
+
+PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
+RADIUS = 2
+WINDOW = 2 * RADIUS + 1
+
+LATENT_BITS = 6
+"""a known latent is seen as an integer in 64ths ..."""
+LARGEST_LATENT = 4095
+"""... of at most this size"""
+WEIGHT_BITS = 10
+HIDDEN_BITS = 8
+LARGEST_HIDDEN = 1 << 16
+LARGEST_MEAN = 1 << 14
+WIDEST_SCALE = HIGHEST_SCALE + 8 * SCALES_PER_OCTAVE
+
+Exact = npt.NDArray[np.float64]
+"""integers, held exactly"""
+Integers = npt.NDArray[np.int64]
+
+
+def visible(symbols: npt.NDArray[np.int32], step_index: int) -> Exact:
+    """Dequantised symbols as a predictor sees them: 64ths of a unit, clamped."""
+    fixed = np.floor(symbols.astype(np.float64) * float(STEP_FIXED[step_index]) / (1 << 6))
+    return np.clip(fixed, -LARGEST_LATENT, LARGEST_LATENT)
+
+
+class Predictor(Protocol):
+    """What an entropy profile brings: the grouping of channels, a prediction for each pass, and the tables."""
+
+    group_sizes: tuple[int, ...]
+    counts: Counts
+
+    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+        """Predict one pass.
+
+        Args:
+            windows: (n, channels known so far, 5, 5) integers as from ``visible``; the channels of this group come last, with 0
+                where nothing is known yet.
+            group, phase: which pass.
+            step_index: the picture's step.
+
+        Returns:
+            mean in eighths of a symbol, and scale index, both (n, group size) int64.
+        """
+        ...
+
+
+class LaplacePredictor:
+    """The profile that works for any VAE at once: mean 0, spread from the mean magnitude of known neighbours in the same channel."""
+
+    PRIOR_WEIGHT = 2
+
+    def __init__(self, channels: int, counts: Counts) -> None:
+        self.group_sizes: tuple[int, ...] = (channels,)
+        self.counts = counts
+        # Neighbours known at each phase; the 0s of a window are the unknown ones and add nothing.
+        self._known = [_known_positions(phase) for phase in range(len(PHASES))]
+        # magnitude (64ths of a step, geometric grid) at which the scale index rises: integer thresholds, hence exact
+        grid = range(LOWEST_SCALE, WIDEST_SCALE)
+        self._thresholds = np.array([_spread_threshold(index) for index in grid], np.float64)
+
+    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+        magnitude = np.abs(windows[:, :, self._known[phase]]).sum(-1)
+        known = int(self._known[phase].sum())
+        # Unit-variance latents: the prior says a mean magnitude of about 0.7, 45 in 64ths.
+        mean_magnitude = np.floor((magnitude + self.PRIOR_WEIGHT * 45) / (known + self.PRIOR_WEIGHT))
+        in_steps = np.floor(mean_magnitude * float(INVERSE_STEP_FIXED[step_index]) / (1 << 6))
+        scale = np.searchsorted(self._thresholds, in_steps, side="right") + LOWEST_SCALE
+        return np.zeros(scale.shape, np.int64), scale.astype(np.int64)
+
+
+def _known_positions(phase: int) -> npt.NDArray[np.bool_]:
+    """(5, 5) mask of the window positions whose phase precedes this one."""
+    row, column = PHASES[phase]
+    known = np.zeros((WINDOW, WINDOW), bool)
+    for earlier_row, earlier_column in PHASES[:phase]:
+        for y in range(WINDOW):
+            for x in range(WINDOW):
+                known[y, x] |= (row + y - RADIUS - earlier_row) % 2 == 0 and (column + x - RADIUS - earlier_column) % 2 == 0
+    return known
+
+
+def _spread_threshold(scale_index: int) -> int:
+    """Smallest mean magnitude, in 4096ths of a step, for which the next scale index is nearer; 2**(1/16) octave steps by integers."""
+    # floor(4096 * 2**((2 * scale_index + 1) / 16)) as the largest n with n**16 <= 4096**16 * 2**(2 * scale_index + 1)
+    target = (1 << 192) * 2 ** (2 * scale_index + 1) if scale_index >= 0 else (1 << 192) // 2 ** (-2 * scale_index - 1)
+    low, high = 0, 1 << 26
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle**16 <= target else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class PassWeights:
+    """One pass of the context network, integers: see docs/FORMAT.md for the fixed point of each."""
+
+    window: Exact
+    """(known channels * 25, hidden), 1024ths"""
+    window_bias: Exact
+    """(hidden,), 65536ths"""
+    window_step: Exact
+    """(hidden,), 65536ths for each step index above 128"""
+    middle: Exact
+    """(hidden, hidden), 1024ths"""
+    middle_bias: Exact
+    """(hidden,), 2**18ths"""
+    out: Exact
+    """(hidden, 2 * group), 1024ths; means first (units of the latent), then scales (log2, in eighths)"""
+    out_bias: Exact
+    """(2 * group,), 2**18ths"""
+
+
+class ContextPredictor:
+    """A three-layer network for each pass: 5x5 window, hidden, hidden, mean and scale."""
+
+    def __init__(self, group_sizes: tuple[int, ...], passes: list[PassWeights], counts: Counts) -> None:
+        self.group_sizes = group_sizes
+        self.counts = counts
+        self._passes = passes
+
+    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+        weights = self._passes[group * len(PHASES) + phase]
+        above = float(step_index - UNIT_STEP_INDEX)
+        total = windows.reshape(len(windows), -1) @ weights.window + (weights.window_bias + above * weights.window_step)
+        hidden = _rectify(total, LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS)
+        hidden = _rectify(hidden @ weights.middle + weights.middle_bias, WEIGHT_BITS)
+        out = np.floor((hidden @ weights.out + weights.out_bias) / (1 << WEIGHT_BITS))  # 256ths
+        size = self.group_sizes[group]
+        mean = np.clip(out[:, :size], -LARGEST_MEAN, LARGEST_MEAN)
+        # eighths of a symbol: mean / 256 / step * 8, rounded
+        eighths = np.floor((mean * float(INVERSE_STEP_FIXED[step_index]) * OFFSETS / (1 << HIDDEN_BITS) + (1 << 11)) / (1 << 12))
+        scale = np.floor(out[:, size:] / (1 << HIDDEN_BITS) + 0.5)
+        scale -= float(np.floor((step_index - UNIT_STEP_INDEX) * SCALES_PER_OCTAVE / STEPS_PER_OCTAVE + 0.5))
+        return eighths.astype(np.int64), np.clip(scale, LOWEST_SCALE, WIDEST_SCALE).astype(np.int64)
+
+
+def _rectify(total: Exact, shift: int) -> Exact:
+    return np.clip(np.floor(total / (1 << shift)), 0, LARGEST_HIDDEN)

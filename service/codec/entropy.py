@@ -1,0 +1,176 @@
+"""Codes an integer tensor losslessly: passes over a lattice, tables by look-up, constriction's range coder.
+
+symbols (C, h, w) -> for each group, for each phase: predict -> table rows -> range coder -> words -> bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from service.codec.context import PHASES, RADIUS, WINDOW, Exact, Integers, Predictor, visible
+from service.codec.steps import LARGEST_SYMBOL, Symbols
+from service.codec.tables import ALPHABET, ESCAPE, HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, REACH, SCALES_PER_OCTAVE, TOTAL
+from service.errors import CorruptBlob
+
+ESCAPE_RANGE = 1 << 20
+"""an escaped symbol is sent plain in this range, centred"""
+CHUNK = 4096
+"""lattice positions predicted at once: bounds memory on large pictures"""
+
+_CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
+_UNIFORM = constriction.stream.model.Uniform()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some positions of one pass, with their prediction already turned into table rows."""
+
+    channels: slice
+    rows: Integers
+    """(n,) row of each position"""
+    columns: Integers
+    """(n,)"""
+    centre: Integers
+    """(n, group) the symbol at the middle of the table, before the low bits are put back"""
+    low_bits: Integers
+    """(n, group) how many low bits are sent plain"""
+    table: Integers
+    """(n, group) index of the frequency table"""
+
+    def take(self, symbols: Symbols) -> Integers:
+        """The chunk's symbols, (n, group)."""
+        return symbols[self.channels, self.rows, self.columns].T.astype(np.int64)
+
+    def put(self, symbols: Symbols, values: Integers) -> None:
+        symbols[self.channels, self.rows, self.columns] = values.T
+
+    def split(self, values: Integers) -> tuple[Integers, Integers]:
+        """Symbols to their place in the table (before clipping to the alphabet) and their low bits."""
+        distance = values - self.centre
+        high = distance >> self.low_bits
+        return high, distance - (high << self.low_bits)
+
+    def letters(self, symbols: Symbols) -> Integers:
+        """The alphabet's letter for each symbol, (n, group)."""
+        high, _ = self.split(self.take(symbols))
+        return np.where(np.abs(high) <= REACH, high + REACH, ESCAPE)
+
+    def join(self, high: Integers, low: Integers) -> Integers:
+        return (high << self.low_bits) + low + self.centre
+
+
+class EntropyCoder:
+    """Lossless coding of symbols (C, h, w) under one predictor."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        flat = predictor.counts.reshape(-1, ALPHABET)
+        self._probabilities = flat / float(TOTAL)
+        self._cost = -np.log2(self._probabilities)
+        self.least_bits = float(self._cost.min())
+        """no symbol costs less: a payload shorter than this times the symbols is refused unread"""
+
+    def encode(self, symbols: Symbols, step_index: int) -> bytes:
+        """Symbols (C, h, w), each within 16 bits, to bytes."""
+        encoder = constriction.stream.queue.RangeEncoder()
+        for chunk in self._chunks(symbols, symbols.shape[1], symbols.shape[2], step_index):
+            high, low = chunk.split(chunk.take(symbols))
+            inside = np.abs(high) <= REACH
+            letters = np.where(inside, high + REACH, ESCAPE)
+            encoder.encode(_flat(letters), _CATEGORICAL, self._probabilities[chunk.table.ravel()])
+            if not inside.all():
+                escaped = _flat(high[~inside] + ESCAPE_RANGE // 2)
+                encoder.encode(escaped, _UNIFORM, np.full(len(escaped), ESCAPE_RANGE, np.int32))
+            wide = chunk.low_bits > 0
+            if wide.any():
+                encoder.encode(_flat(low[wide]), _UNIFORM, _flat(1 << chunk.low_bits[wide]))
+        words: npt.NDArray[np.uint32] = encoder.get_compressed()
+        return words.astype("<u4").tobytes().rstrip(b"\0")
+
+    def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int) -> Symbols:
+        """Bytes to symbols of ``shape``; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
+        if 8 * len(payload) + 64 < self.least_bits * shape[0] * shape[1] * shape[2]:
+            raise CorruptBlob("the payload is too short for a picture of this size")
+        words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
+        decoder = constriction.stream.queue.RangeDecoder(words)
+        symbols: Symbols = np.zeros(shape, np.int32)
+        try:
+            for chunk in self._chunks(symbols, shape[1], shape[2], step_index):
+                letters = decoder.decode(_CATEGORICAL, self._probabilities[chunk.table.ravel()])
+                high = letters.astype(np.int64).reshape(chunk.table.shape) - REACH
+                escaped = high > REACH
+                if escaped.any():
+                    high[escaped] = decoder.decode(_UNIFORM, np.full(int(escaped.sum()), ESCAPE_RANGE, np.int32))
+                    high[escaped] -= ESCAPE_RANGE // 2
+                low = np.zeros_like(high)
+                wide = chunk.low_bits > 0
+                if wide.any():
+                    low[wide] = decoder.decode(_UNIFORM, _flat(1 << chunk.low_bits[wide]))
+                values = chunk.join(high, low)
+                if np.abs(values).max() > LARGEST_SYMBOL:
+                    raise CorruptBlob("the payload decodes to a symbol out of range")
+                chunk.put(symbols, values)
+        except (AssertionError, ValueError) as error:  # constriction's word for a stream that no encoder writes
+            raise CorruptBlob("the payload cannot be decoded") from error
+        return symbols
+
+    def ideal_bits(self, symbols: Symbols, step_index: int) -> float:
+        """Code length under the tables, without coder or padding."""
+        total = 0.0
+        for chunk in self._chunks(symbols, symbols.shape[1], symbols.shape[2], step_index):
+            letters = chunk.letters(symbols)
+            total += float(self._cost[chunk.table, letters].sum())
+            total += float(chunk.low_bits.sum()) + float((letters == ESCAPE).sum()) * np.log2(ESCAPE_RANGE)
+        return total
+
+    def letters(self, symbols: Symbols, step_index: int) -> Iterator[tuple[Integers, Integers]]:
+        """Which table each symbol meets and which letter of it is sent, flat, pass by pass: for fitting tables."""
+        for chunk in self._chunks(symbols, symbols.shape[1], symbols.shape[2], step_index):
+            yield chunk.table.ravel(), chunk.letters(symbols).ravel()
+
+    def _chunks(self, symbols: Symbols, height: int, width: int, step_index: int) -> Iterator[Chunk]:
+        """Walk the passes in order.  The consumer of a chunk must have put its symbols into ``symbols`` when it asks for the next."""
+        channels = len(symbols)
+        canvas: Exact = np.zeros((channels, height + 2 * RADIUS, width + 2 * RADIUS))
+        inner = canvas[:, RADIUS : RADIUS + height, RADIUS : RADIUS + width]
+        windows = sliding_window_view(canvas, (WINDOW, WINDOW), axis=(1, 2))
+        start = 0
+        for group, size in enumerate(self._predictor.group_sizes):
+            end = start + size
+            for phase, (row, column) in enumerate(PHASES):
+                rows, columns = np.meshgrid(np.arange(row, height, 2), np.arange(column, width, 2), indexing="ij")
+                flat_rows, flat_columns = rows.ravel(), columns.ravel()
+                for first in range(0, len(flat_rows), CHUNK):
+                    at = flat_rows[first : first + CHUNK], flat_columns[first : first + CHUNK]
+                    seen = windows[:end, at[0], at[1]].swapaxes(0, 1)
+                    mean, scale = self._predictor.predict(seen, group, phase, step_index)
+                    yield _chunk(slice(start, end), at[0], at[1], mean, scale)
+                lattice = (slice(start, end), slice(row, None, 2), slice(column, None, 2))
+                inner[lattice] = visible(symbols[lattice], step_index)
+            start = end
+
+
+def _chunk(channels: slice, rows: Integers, columns: Integers, mean: Integers, scale: Integers) -> Chunk:
+    """Turn a prediction into tables.
+
+    A spread beyond the widest table is halved k times: the k low bits of the distance are nearly uniform then and are sent plain, and
+    the table codes the rest.  With k = 0 the table's middle is the rounded-down mean; otherwise half a cell is added so that the
+    mean's remainder, (eighths + 4) / 2**k, stays within one cell.
+    """
+    low_bits = np.maximum(0, -((HIGHEST_SCALE - scale) // SCALES_PER_OCTAVE))
+    table_scale = np.clip(scale - SCALES_PER_OCTAVE * low_bits, LOWEST_SCALE, HIGHEST_SCALE)
+    whole, eighths = mean >> 3, mean & 7
+    half_cell = np.where(low_bits > 0, (1 << low_bits) >> 1, 0)
+    offset = np.where(low_bits > 0, (eighths + 4) >> low_bits, eighths)
+    table = (table_scale - LOWEST_SCALE) * OFFSETS + offset
+    return Chunk(channels, rows, columns, whole - half_cell, low_bits, table)
+
+
+def _flat(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    return np.ascontiguousarray(values.ravel(), np.int32)

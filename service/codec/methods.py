@@ -1,0 +1,15 @@
+"""The coding methods a blob may name.  A number, once released, is never given to another method."""
+
+from __future__ import annotations
+
+from service.errors import BadParameter
+
+METHODS = {0: "latent"}
+
+
+def method_number(name: str) -> int:
+    """Number of a method in the container; raises BadParameter."""
+    for number, known in METHODS.items():
+        if known == name:
+            return number
+    raise BadParameter(f"unknown method '{name}': use one of {', '.join(METHODS.values())}")

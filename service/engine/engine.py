@@ -1,0 +1,152 @@
+"""One model on one device: the three operations, one implementation for every model folder.
+
+    pixels uint8 (N, H, W, 3) --encode--> latent float32 (N, C, h, w), normalised
+    latent on the lattice --restore--> latent with the quantisation noise cleaned --decode--> pixels
+
+Called from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from service.engine.device import describe, pick_device, pick_dtype
+from service.engine.network import Networks
+from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
+from service.errors import DeviceFailed
+from service.manifest import Manifest, read_manifest
+from service.telemetry import metrics
+
+Pixels = npt.NDArray[np.uint8]
+Latents = npt.NDArray[np.float32]
+
+DECODER_VERSION = 1
+"""raised when the same latent comes to give other pixels; part of every render's validator"""
+
+Result = TypeVar("Result")
+
+
+class Engine:
+    """Loads a model folder; raises BadModel when it is not one.
+
+    Args:
+        folder: diffusers layout plus ``sdc.json``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+    """
+
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(self.device, dtype)
+        self._networks = Networks(folder, self.device, self.dtype)
+        self._exact: Networks | None = None
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(self.manifest.latent_mean, device=self.device).view(shape)
+        self._std = torch.tensor(self.manifest.latent_std, device=self.device).view(shape)
+
+    @property
+    def description(self) -> str:
+        millions = self._networks.parameters / 1e6
+        name = f"{self.manifest.name} {self.manifest.version}"
+        return f"{name}, {millions:.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {describe(self.device)}"
+
+    def warm_up(self, height: int = 512, width: int = 512) -> None:
+        """Run each operation once; raises DeviceFailed when the model gives no finite result."""
+        latent = self.encode(np.zeros((1, height, width, 3), np.uint8))
+        self.decode(self.restore(latent, np.ones(1, np.float32), 1))
+
+    def encode(self, pixels: Pixels) -> Latents:
+        """Pixels uint8 (N, H, W, 3) to normalised latents float32 (N, C, H/f, W/f); H and W multiples of the model's downscale f."""
+
+        def run(networks: Networks, items: Pixels) -> torch.Tensor:
+            picture = torch.from_numpy(items).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            patches = F.pixel_unshuffle(picture, self.manifest.patch_factor)
+            raw = networks.encode(_layout(patches, networks is self._exact, self.dtype)).float()
+            return (raw - self._mean) / self._std
+
+        return self._finite(run, pixels)
+
+    def restore(self, latents: Latents, step_sizes: npt.NDArray[np.float32], steps: int) -> Latents:
+        """Clean the quantisation noise with the U-Net.
+
+        Args:
+            latents: (N, C, h, w) dequantised, normalised.
+            step_sizes: (N,) quantiser step of each item, in units of the normalised latent.
+            steps: U-Net steps; 0 returns the latents as they are.
+
+        Returns:
+            (N, C, h, w), each value within the quantisation cell that was sent (cell projection): the restoration never invents a
+            picture that would have been coded differently.
+        """
+        if steps == 0:
+            return latents
+
+        def run(networks: Networks, items: Latents, sizes: npt.NDArray[np.float32]) -> torch.Tensor:
+            sent = torch.from_numpy(items).to(self.device)
+            clean = self._denoise(networks, sent, sizes, steps)
+            half = torch.from_numpy(sizes).to(self.device).view(-1, 1, 1, 1) / 2
+            projected: torch.Tensor = torch.clamp(clean, sent - half, sent + half)
+            # clamp(NaN) is NaN: a failed item is still seen by the caller
+            return projected
+
+        return self._finite(run, latents, step_sizes)
+
+    def decode(self, latents: Latents) -> Pixels:
+        """Normalised latents (N, C, h, w) to pixels uint8 (N, h*f, w*f, 3)."""
+
+        def run(networks: Networks, items: Latents) -> torch.Tensor:
+            raw = torch.from_numpy(items).to(self.device) * self._std + self._mean
+            patches = networks.decode(_layout(raw, networks is self._exact, self.dtype)).float()
+            return F.pixel_shuffle(patches, self.manifest.patch_factor).permute(0, 2, 3, 1)
+
+        pictures = self._finite(run, latents)
+        pixels: Pixels = np.clip(np.rint((pictures + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels
+
+    def _denoise(self, networks: Networks, sent: torch.Tensor, sizes: npt.NDArray[np.float32], steps: int) -> torch.Tensor:
+        """DDIM without noise (Song et al. 2021, eq. 12, sigma = 0) from each item's own timestep down to the clean latent."""
+        height, width = sent.shape[2:]
+        multiple = networks.unet_multiple
+        current = F.pad(sent, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        first = [timestep_of_noise(networks.alphas, noise_of_step(float(size))) for size in sizes]
+        ladder = torch.tensor([descending(start, steps) for start in first]).T
+        alphas = networks.alphas.to(self.device)
+        current = current * alphas[ladder[0]].sqrt().view(-1, 1, 1, 1)
+        for index, timesteps in enumerate(ladder):
+            alpha = alphas[timesteps].view(-1, 1, 1, 1)
+            on_device = timesteps.to(self.device)
+            output = networks.predict(_layout(current, networks is self._exact, self.dtype), on_device).float()
+            clean = clean_latent(networks.prediction_type, current, output, alpha)
+            if index + 1 < steps:
+                following = alphas[ladder[index + 1]].view(-1, 1, 1, 1)
+                noise = (current - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+                current = following.sqrt() * clean + (1 - following).sqrt() * noise
+        return clean[:, :, :height, :width]
+
+    def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Run on a batch; items whose result is not finite are run again, alone, in fp32.  Raises DeviceFailed if that fails too."""
+        with torch.inference_mode():
+            result = run(self._networks, *inputs).cpu().numpy()
+            for index in range(len(result)):
+                if np.isfinite(result[index]).all():
+                    continue
+                metrics.NONFINITE.inc()
+                if self._exact is None:
+                    self._exact = Networks(self.folder, self.device, torch.float32)
+                result[index] = run(self._exact, *(part[index : index + 1] for part in inputs)).cpu().numpy()[0]
+                if not np.isfinite(result[index]).all():
+                    raise DeviceFailed("the model gave no finite result for this picture")
+        return result
+
+
+def _layout(tensor: torch.Tensor, exact: bool, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype=torch.float32 if exact else dtype, memory_format=torch.channels_last)

@@ -1,0 +1,127 @@
+"""Every error a caller can meet, one small tree.
+
+Raised where it is understood, turned into replies in one place (``service.api.problems``) and into exit codes in another
+(``service.cli``).  ``kind`` is the stable name that API clients match on.  Knows nothing of HTTP status codes.
+"""
+
+from __future__ import annotations
+
+
+class SdcError(Exception):
+    """Something a caller should be told, in words that say what to do."""
+
+    kind = "internal"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class BadParameter(SdcError):
+    """A parameter that is unknown, malformed or contradicts another."""
+
+    kind = "bad-parameter"
+
+
+class UnsupportedInput(SdcError):
+    """Bytes that are not a picture of any accepted type."""
+
+    kind = "unsupported-input"
+
+
+class UndecodablePicture(SdcError):
+    """A picture that is truncated or damaged."""
+
+    kind = "undecodable-picture"
+
+
+class AnimatedPicture(SdcError):
+    """More than one frame."""
+
+    kind = "animated-picture"
+
+
+class TooManyPixels(SdcError):
+    kind = "too-many-pixels"
+
+
+class TooManyBytes(SdcError):
+    kind = "too-many-bytes"
+
+
+class SizeUnreachable(SdcError):
+    """No step brings the file under ``max_bytes``."""
+
+    kind = "size-unreachable"
+
+    def __init__(self, detail: str, best_bytes: int) -> None:
+        super().__init__(detail)
+        self.best_bytes = best_bytes
+
+
+class BadBlob(SdcError):
+    """Bytes that claim to be an ``.sdc`` and cannot be one."""
+
+    kind = "bad-blob"
+
+
+class NotABlob(BadBlob):
+    """The magic number is missing."""
+
+    kind = "not-a-blob"
+
+
+class UnknownVersion(BadBlob):
+    kind = "unknown-version"
+
+
+class CorruptBlob(BadBlob):
+    """Truncated, or its checksum does not fit."""
+
+    kind = "corrupt-blob"
+
+
+class WrongModel(BadBlob):
+    """A sound blob of a model or entropy profile that is not installed here."""
+
+    kind = "wrong-model"
+
+
+class NotFound(SdcError):
+    kind = "not-found"
+
+
+class Gone(SdcError):
+    """An id that was deleted."""
+
+    kind = "gone"
+
+
+class Forbidden(SdcError):
+    kind = "forbidden"
+
+
+class Overloaded(SdcError):
+    """Come back later: the queue is full or the service is stopping."""
+
+    kind = "overloaded"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnavailable(SdcError):
+    kind = "store-unavailable"
+
+
+class DeviceFailed(SdcError):
+    """The model produced no usable result for this item."""
+
+    kind = "device-failed"
+
+
+class BadModel(SdcError):
+    """A model folder that cannot be loaded."""
+
+    kind = "bad-model"

@@ -1,0 +1,111 @@
+"""Bytes that nobody vouches for, to a picture.  The type is decided by the bytes, never by a name or a header."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
+from service.imaging.picture import Picture, Plane
+
+ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
+"""Pillow's names of the formats that are read"""
+ACCEPTED_TYPES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
+
+# Pillow's own limit only warns below twice its value; ours is checked before any decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def open_picture(content: bytes, max_pixels: int) -> Picture:
+    """Decode, turn upright, convert to 8-bit sRGB and drop all metadata.
+
+    16-bit samples are rounded to 8; an embedded ICC profile is converted from (one that cannot be read is ignored); CMYK and palettes
+    become RGB; transparency of any kind becomes an alpha plane, left out where it is opaque throughout.
+
+    Raises:
+        UnsupportedInput: not one of the accepted formats.
+        TooManyPixels: found from the header, before decoding.
+        AnimatedPicture: more than one frame.
+        UndecodablePicture: truncated or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged EXIF and the like: nothing a caller can act on
+            image = Image.open(io.BytesIO(content), formats=ACCEPTED)
+            # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise AnimatedPicture("the picture has more than one frame: send a single one")
+            if image.width * image.height > max_pixels:
+                raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted")
+            image.load()
+            return _to_picture(image)
+    except UnidentifiedImageError as error:
+        raise UnsupportedInput(f"these bytes are no picture of an accepted type: {', '.join(ACCEPTED)}") from error
+    except SdcError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise almost anything on damaged input (OSError, SyntaxError, struct.error, RuntimeError, IndexError ...), and
+        # nothing but the untrusted bytes can be at fault here.
+        raise UndecodablePicture("the picture is truncated or damaged") from error
+
+
+def _to_picture(image: Image.Image) -> Picture:
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    image, alpha = _split_alpha(_to_eight_bits(image))
+    rgb = _to_srgb(image, profile)
+    pixels = np.asarray(rgb)
+    if alpha is None or alpha.min() == 255:
+        return Picture(np.ascontiguousarray(pixels))
+    return Picture(_fill_hidden(pixels, alpha), alpha)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit and float grey to 8-bit grey; every other mode as it is."""
+    if image.mode.startswith("I") or image.mode == "F":
+        samples: npt.NDArray[np.float64] = np.asarray(image).astype(np.float64)
+        if image.mode == "F" and samples.size and np.nanmax(samples) <= 1.0:
+            samples = samples * 65535
+        eight = np.clip(np.rint(np.nan_to_num(samples) / 257), 0, 255).astype(np.uint8)
+        return Image.fromarray(eight)
+    return image
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Plane | None]:
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    if image.mode in ("RGBa", "La"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode in ("RGBA", "LA"):
+        alpha = np.asarray(image.getchannel("A"))
+        return image.convert("RGB" if image.mode == "RGBA" else "L"), alpha
+    return image, None
+
+
+def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
+    if isinstance(profile, bytes) and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(
+                image, source, _SRGB, renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB"
+            )
+            return cast(Image.Image, converted)
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a profile that does not fit its picture says nothing: take the samples for sRGB
+    return image.convert("RGB")
+
+
+def _fill_hidden(pixels: Plane, alpha: Plane) -> Plane:
+    """Colour of the fully transparent pixels: the mean of the visible ones.  Nobody sees it, so it must not cost bytes."""
+    hidden = alpha == 0
+    filled = pixels.copy()
+    if hidden.any():
+        filled[hidden] = np.rint(pixels[~hidden].mean(0)).astype(np.uint8) if not hidden.all() else 128
+    return filled

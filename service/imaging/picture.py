@@ -1,0 +1,28 @@
+"""What the rest of the service means by a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Plane = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Upright, 8-bit, sRGB, no metadata."""
+
+    rgb: Plane
+    """(H, W, 3)"""
+    alpha: Plane | None = None
+    """(H, W), straight (not premultiplied); None when the picture is opaque"""
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])

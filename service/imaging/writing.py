@@ -1,0 +1,90 @@
+"""Pictures to bytes of a web format, and the alpha plane to its own lossless bytes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from service.errors import CorruptBlob
+from service.imaging.picture import Picture, Plane
+
+WEBP_LARGEST_SIDE: Final = 16383
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format renders are written in."""
+
+    extension: str
+    content_type: str
+
+
+FORMATS: Final = {
+    "png": Format("png", "image/png"),
+    "webp": Format("webp", "image/webp"),
+    "jpg": Format("jpg", "image/jpeg"),
+    "avif": Format("avif", "image/avif"),
+}
+DEFAULT_QUALITY: Final = 80
+
+
+def write_picture(picture: Picture, extension: str, quality: int = DEFAULT_QUALITY) -> bytes:
+    """Encode for the web.
+
+    Args:
+        picture: any size; WebP falls back on nothing beyond 16,383 pixels a side and raises ValueError.
+        extension: one of ``FORMATS``.
+        quality: 1..100, for the lossy formats.
+
+    JPEG has no transparency: the picture is laid on white.
+    """
+    out = io.BytesIO()
+    if extension == "jpg":
+        _on_white(picture).save(out, "JPEG", quality=quality, optimize=True, progressive=True)
+    elif extension == "png":
+        _with_alpha(picture).save(out, "PNG", compress_level=6)
+    elif extension == "webp":
+        _with_alpha(picture).save(out, "WEBP", quality=quality, method=4)
+    else:
+        _with_alpha(picture).save(out, "AVIF", quality=quality, speed=8)
+    return out.getvalue()
+
+
+def write_alpha(alpha: Plane) -> bytes:
+    """Alpha plane (H, W) to its section in a blob: lossless WebP of a grey picture, or PNG beyond what WebP can hold."""
+    out = io.BytesIO()
+    image = Image.fromarray(alpha)
+    if max(alpha.shape) <= WEBP_LARGEST_SIDE:
+        image.convert("RGB").save(out, "WEBP", lossless=True, quality=100, method=4)
+    else:
+        image.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def read_alpha(content: bytes, width: int, height: int) -> Plane:
+    """The reverse; raises CorruptBlob unless it is a picture of exactly that size."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=("WEBP", "PNG"))
+        if image.size != (width, height) or getattr(image, "n_frames", 1) > 1:
+            raise CorruptBlob("the alpha section does not have the picture's size")
+        return np.asarray(image.convert("RGB"))[:, :, 0].copy()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise CorruptBlob("the alpha section is damaged") from error
+
+
+def _with_alpha(picture: Picture) -> Image.Image:
+    image = Image.fromarray(picture.rgb)
+    if picture.alpha is not None:
+        image.putalpha(Image.fromarray(picture.alpha))
+    return image
+
+
+def _on_white(picture: Picture) -> Image.Image:
+    image = Image.fromarray(picture.rgb)
+    if picture.alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha))

@@ -1,0 +1,89 @@
+"""``sdc.json``: what differs between model folders, as data.  Used by the engine and the codec; knows neither.
+
+A model folder is in diffusers layout (``vae/``, ``unet/``, ``scheduler/``) plus this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import BadModel
+
+IDENTITY_BYTES = 4
+
+
+class EntropyProfile(BaseModel):
+    """Which entropy-coder profile reads this model's integers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["laplace", "context"] = "laplace"
+    file: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]+\.safetensors$", description="Integer weights and tables of a `context` profile."
+    )
+
+    @model_validator(mode="after")
+    def _context_has_a_file(self) -> EntropyProfile:
+        if (self.kind == "context") != (self.file is not None):
+            raise ValueError("a `context` profile names its file, a `laplace` profile has none")
+        return self
+
+
+class RatePoints(BaseModel):
+    """Step indices of the ends of the quality scale; between them it is linear, that is, logarithmic in the step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    quality_0: int = Field(ge=0, le=255)
+    quality_100: int = Field(ge=0, le=255)
+
+    def step_index(self, quality: int) -> int:
+        """Quality 0..100 to a step index."""
+        return round(self.quality_0 + (self.quality_100 - self.quality_0) * quality / 100)
+
+
+class Manifest(BaseModel):
+    """The contents of ``sdc.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    version: str = Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")
+    patch_factor: int = Field(ge=1, le=16, description="Pixel-unshuffle in front of the auto-encoder.")
+    downscale: int = Field(ge=1, le=64, description="Pixels per latent position, in each direction.")
+    latent_channels: int = Field(ge=1, le=512)
+    latent_mean: list[float]
+    latent_std: list[float] = Field(
+        description="(latent - mean) / std has about unit variance; the auto-encoder's own scaling factor is not applied."
+    )
+    entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None)
+    rate_points: RatePoints
+    default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Manifest:
+        if len(self.latent_mean) != self.latent_channels or len(self.latent_std) != self.latent_channels:
+            raise ValueError("latent_mean and latent_std need one value for each latent channel")
+        if min(self.latent_std) <= 0:
+            raise ValueError("latent_std must be positive")
+        return self
+
+    @property
+    def model_identity(self) -> bytes:
+        """Four bytes of SHA-256 over name and version: not tensor bytes, so that fp16 and fp32 copies agree."""
+        return hashlib.sha256(f"sdc model {self.name} {self.version}".encode()).digest()[:IDENTITY_BYTES]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/sdc.json``; raises BadModel."""
+    path = folder / "sdc.json"
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadModel(f"{folder} is no model folder: it has no sdc.json") from error
+    except ValidationError as error:
+        raise BadModel(f"{path}: {error}") from error

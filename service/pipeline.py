@@ -1,0 +1,304 @@
+"""The two journeys: photo to blob, blob to photo.  HTTP and the command line both call these, so both give the same bytes.
+
+    compress   bytes -> imaging.open -> engine.encode [batched] -> codec.encode -> blob
+    render     blob -> codec.decode -> engine.restore, engine.decode [batched] -> imaging.write -> bytes
+
+Must not know about HTTP or where blobs are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from service.batching.batcher import Batcher, Lane
+from service.codec import container
+from service.codec.codec import Codec, Frame
+from service.codec.container import Blob, Tiling
+from service.codec.methods import method_number
+from service.codec.steps import Latent, step_size
+from service.engine.engine import DECODER_VERSION, Engine
+from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, paste, tiles
+from service.errors import BadParameter, CorruptBlob
+from service.imaging.opening import open_picture
+from service.imaging.picture import Picture, Plane
+from service.imaging.writing import DEFAULT_QUALITY, WEBP_LARGEST_SIDE, read_alpha, write_alpha, write_picture
+from service.settings import Settings
+from service.telemetry import metrics
+
+DEFAULT_RATE_QUALITY = 50
+SMALLEST_MAX_BYTES = 32
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """How to compress.  At most one of ``max_bytes`` and ``quality``; neither means quality 50."""
+
+    method: str = "latent"
+    max_bytes: int | None = None
+    """the whole file, header included, has at most this many bytes"""
+    quality: int | None = None
+    """0..100"""
+
+    def __post_init__(self) -> None:
+        method_number(self.method)
+        if self.max_bytes is not None and self.quality is not None:
+            raise BadParameter("give max_bytes or quality, not both")
+        if self.max_bytes is not None and self.max_bytes < SMALLEST_MAX_BYTES:
+            raise BadParameter(f"max_bytes must be at least {SMALLEST_MAX_BYTES}")
+        if self.quality is not None and not 0 <= self.quality <= 100:
+            raise BadParameter("quality must be between 0 and 100")
+
+    def canonical(self) -> str:
+        """One spelling for one meaning; part of the id."""
+        if self.max_bytes is not None:
+            return f"method={self.method}&max_bytes={self.max_bytes}"
+        return f"method={self.method}&quality={DEFAULT_RATE_QUALITY if self.quality is None else self.quality}"
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How to render."""
+
+    extension: str = "webp"
+    """a key of ``service.imaging.writing.FORMATS``"""
+    steps: int | None = None
+    """U-Net steps; None is the model's default"""
+    quality: int = DEFAULT_QUALITY
+    """of the written format, 1..100"""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A blob, as bytes and parsed, and how long each stage took."""
+
+    content: bytes
+    blob: Blob
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    content: bytes
+    seconds: dict[str, float]
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each named stage of one request."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, started: float) -> None:
+        took = time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + took
+
+
+def name_of(*parts: bytes) -> str:
+    """26 lower-case base32 characters of SHA-256 over the parts."""
+    digest = hashlib.sha256(b"\0".join(parts)).digest()
+    return base64.b32encode(digest).decode().lower()[:26]
+
+
+class Pipeline:
+    """Engine, codec and queue of one model, put together."""
+
+    def __init__(self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings) -> None:
+        self.engine, self.codec, self.batcher, self.settings = engine, codec, batcher, settings
+        self._workers = ThreadPoolExecutor(settings.cpu_workers, thread_name_prefix="cpu")
+
+    # -- names
+
+    def id_of(self, source: bytes, options: CompressOptions) -> str:
+        """The id of a photo compressed with these options by this model: known before any work."""
+        digest = hashlib.sha256(source).digest()
+        return name_of(digest, options.canonical().encode(), self.codec.code_identity, self.codec.model_identity)
+
+    def id_of_blob(self, content: bytes) -> str:
+        """The id of an uploaded blob: its own digest."""
+        return name_of(b"blob", content)
+
+    def variant(self, blob_id: str, options: RenderOptions) -> str:
+        """Names a render before it is made: id, parameters, model and pixel-decoder version, equal on every replica."""
+        steps = self.steps_of(options)
+        return f"{blob_id}.{options.extension}.q{options.quality}.s{steps}.{self.codec.model_identity.hex()}.{DECODER_VERSION}"
+
+    def steps_of(self, options: RenderOptions) -> int:
+        return self.engine.manifest.default_steps if options.steps is None else options.steps
+
+    # -- photo to blob
+
+    async def compress(self, source: bytes, options: CompressOptions, lane: Lane = "interactive") -> Compressed:
+        """Bytes of a picture to a blob; ``lane`` says who goes first and changes nothing else.
+
+        Raises the errors of ``open_picture``, SizeUnreachable and Overloaded.
+        """
+        stages = Stages()
+        started = time.perf_counter()
+        picture = await self._off_loop(open_picture, source, self.settings.max_pixels)
+        stages.add("open", started)
+        started = time.perf_counter()
+        tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
+        latent = await self._encode(picture.rgb, tiling, lane)
+        stages.add("encode", started)
+        started = time.perf_counter()
+        blob = await self._off_loop(self._code, latent, picture, tiling, options)
+        stages.add("code", started)
+        return Compressed(container.write(blob), blob, stages.seconds)
+
+    def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
+        alpha = None if picture.alpha is None else write_alpha(picture.alpha)
+        frame = Frame(picture.width, picture.height, alpha, tiling, options.method)
+        if options.max_bytes is not None:
+            return self.codec.encode_within(latent, frame, options.max_bytes)
+        quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
+        return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
+
+    async def _encode(self, rgb: Plane, tiling: Tiling | None, lane: Lane) -> Latent:
+        factor = self.engine.manifest.downscale
+        height, width = rgb.shape[:2]
+        padded = np.pad(rgb, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
+        if tiling is None:
+            return await self._submit_encode(padded, lane)
+        latent = np.empty(self.codec.latent_shape(width, height), np.float32)
+        for tile in tiles(latent.shape[1], latent.shape[2], tiling.side // factor, tiling.margin // factor):
+            rows, columns = tile.rows, tile.columns
+            window = padded[
+                rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
+            ]
+            part = await self._submit_encode(np.ascontiguousarray(window), lane)
+            latent[:, rows.core, columns.core] = part[:, rows.core_in_window, columns.core_in_window]
+        return latent
+
+    async def _submit_encode(self, pixels: Plane, lane: Lane) -> Latent:
+        height, width = pixels.shape[:2]
+        encoded: Latent = await self.batcher.submit("encode", (height, width), pixels, height * width, lane)
+        return encoded
+
+    # -- blob to photo
+
+    def parse(self, content: bytes) -> Blob:
+        """Read a blob's container and check that this model can decode it; raises the errors of ``container.parse``, WrongModel."""
+        blob = container.parse(content, self.settings.max_pixels)
+        self.codec.check(blob)
+        _check_tiling(blob, self.engine.manifest.downscale)
+        return blob
+
+    async def render(self, content: bytes, options: RenderOptions) -> Rendered:
+        """Blob to the bytes of a picture."""
+        stages = Stages()
+        blob = self.parse(content)
+        if options.extension == "webp" and max(blob.width, blob.height) > WEBP_LARGEST_SIDE:
+            raise BadParameter(f"WebP holds {WEBP_LARGEST_SIDE} pixels a side at most: ask for another format")
+        picture = await self.restore(blob, self.steps_of(options), stages)
+        started = time.perf_counter()
+        written = await self._off_loop(write_picture, picture, options.extension, options.quality)
+        stages.add("write", started)
+        return Rendered(written, stages.seconds)
+
+    async def restore(self, blob: Blob, steps: int, stages: Stages | None = None) -> Picture:
+        """Blob to pixels."""
+        stages = stages or Stages()
+        started = time.perf_counter()
+        latent = await self._off_loop(self.codec.decode, blob)
+        alpha = None
+        if container.ALPHA in blob.sections:
+            alpha = await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
+        stages.add("decode", started)
+        started = time.perf_counter()
+        rgb = await self._decode(latent, blob, steps)
+        stages.add("render", started)
+        return Picture(rgb, alpha)
+
+    async def _decode(self, latent: Latent, blob: Blob, steps: int) -> Plane:
+        size = np.float32(step_size(blob.step_index))
+        if blob.tiling is None:
+            whole = await self._submit_render(latent, size, steps)
+            return np.ascontiguousarray(whole[: blob.height, : blob.width])
+        factor = self.engine.manifest.downscale
+        side, margin = blob.tiling.side, blob.tiling.margin
+        canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
+        cells = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
+        for cell, tile in zip(cells, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
+            window = latent[:, cell.rows.window, cell.columns.window]
+            piece = await self._submit_render(np.ascontiguousarray(window), size, steps)
+            await self._off_loop(paste, canvas, tile, piece, margin // 2)
+        return np.ascontiguousarray(canvas[: blob.height, : blob.width])
+
+    async def _submit_render(self, latent: Latent, size: np.float32, steps: int) -> Plane:
+        height, width = latent.shape[1:]
+        cost = height * width * self.engine.manifest.downscale**2
+        rendered: Plane = await self.batcher.submit("render", (height, width, steps), (latent, size, steps), cost)
+        return rendered
+
+    # -- plumbing
+
+    async def _off_loop(self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        """Run on a CPU worker: numpy and Pillow release the interpreter for their long calls."""
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        try:
+            return await loop.run_in_executor(self._workers, lambda: call(*args, **kwargs))
+        finally:
+            metrics.STAGE_SECONDS.labels(stage=getattr(call, "__name__", "call")).observe(time.perf_counter() - started)
+
+    async def close(self) -> None:
+        await self.batcher.close()
+        await asyncio.to_thread(self._workers.shutdown)
+
+
+def _check_tiling(blob: Blob, downscale: int) -> None:
+    """Refuse a blob that would put more on the device at once than any that this service writes."""
+    if blob.tiling is None:
+        if blob.width * blob.height > UNTILED_PIXELS:
+            raise CorruptBlob("a picture of this size must be tiled")
+        return
+    side, margin = blob.tiling.side, blob.tiling.margin
+    if side % downscale or margin % downscale or (side + 2 * margin) ** 2 > UNTILED_PIXELS:
+        raise CorruptBlob(f"tiles of {side} + 2 x {margin} pixels cannot be decoded")
+
+
+def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
+    """What the device thread runs: lists of items of one shape in, lists of results out."""
+
+    def encode(items: Sequence[Plane]) -> Sequence[Latent]:
+        return list(engine.encode(np.stack(items)))
+
+    def render(items: Sequence[tuple[Latent, np.float32, int]]) -> Sequence[Plane]:
+        latents = np.stack([latent for latent, _, _ in items])
+        sizes = np.array([size for _, size, _ in items], np.float32)
+        return list(engine.decode(engine.restore(latents, sizes, items[0][2])))
+
+    return {"encode": encode, "render": render}
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load and warm up the model; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
+    engine = Engine(settings.model, settings.device, settings.dtype)
+    engine.warm_up()
+    return engine
+
+
+@asynccontextmanager
+async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
+    """A pipeline with its model loaded and warm, closed in order at the end."""
+    engine = await asyncio.to_thread(load_engine, settings)
+    codec = Codec(settings.model, engine.manifest)
+    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels)
+    pipeline = Pipeline(engine, codec, batcher, settings)
+    try:
+        yield pipeline
+    finally:
+        await pipeline.close()

@@ -1,0 +1,33 @@
+"""Every knob of the service, in one place.  Environment variables begin with ``SDC_``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BUNDLED_MODEL = Path(__file__).parent / "models" / "bundled"
+
+
+class Settings(BaseSettings):
+    """Read from the environment; a value that does not fit stops the start with its name."""
+
+    model_config = SettingsConfigDict(env_prefix="SDC_", env_ignore_empty=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: there are no keys yet.")
+    port: int = Field(8080, ge=0, le=65535)
+    model: Path = Field(BUNDLED_MODEL, description="Folder of the default model.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
+    store_timeout_s: float = Field(10.0, gt=0)
+    admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without it DELETE is 403.")
+    max_pixels: int = Field(52_428_800, ge=1, description="Largest picture accepted, 50 x 2**20.")
+    max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
+    max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")
+    max_queued_pixels: int = Field(64 << 20, ge=1, description="Pixels that may wait for the device before requests are refused.")
+    cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
+    shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,1 @@
+"""Metrics and logs.  May be used by every module, imports none."""

@@ -1,0 +1,18 @@
+"""Every Prometheus metric of the service, in one place."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+REQUESTS = Counter("sdc_requests_total", "Requests answered.", ["op", "code"])
+REQUEST_SECONDS = Histogram("sdc_request_seconds", "Time from request to reply.", ["op"], buckets=_SECONDS)
+REJECTED = Counter("sdc_rejected_total", "Requests refused before the device.", ["reason"])
+QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device.", ["op", "lane"])
+QUEUE_WAIT = Histogram("sdc_queue_wait_seconds", "Time an item waited for the device.", ["op", "lane"], buckets=_SECONDS)
+BATCH_SIZE = Histogram("sdc_batch_size", "Items of a batch, padding not counted.", ["op"], buckets=(1, 2, 4, 8, 16, 32))
+STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], buckets=_SECONDS)
+NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
+READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
+BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"])

@@ -1,0 +1,209 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from prometheus_client import REGISTRY
+
+from service.codec import container
+from tests.conftest import make_picture, png
+
+PHOTO = png(make_picture(60, 80))
+NOISY_ALPHA = png(np.random.default_rng(0).integers(0, 256, (60, 80, 4)).astype(np.uint8))
+"""its alpha alone is larger than any small promise"""
+
+
+def device_batches() -> float:
+    return sum(REGISTRY.get_sample_value("sdc_batch_size_count", {"op": op}) or 0 for op in ("encode", "render"))
+
+
+def stored(client: TestClient) -> set[str]:
+    root = Path(client.app.state.services.settings.store_url.removeprefix("file://"))  # type: ignore[attr-defined]
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_whole_journey(client: TestClient) -> None:
+    reply = client.post("/compress?quality=70", content=PHOTO)
+    assert reply.status_code == 201
+    body = reply.json()
+    assert reply.headers["location"] == f"/render/{body['id']}"
+    assert set(body) == {"id", "bytes", "width", "height", "bpp", "method", "model", "links"}
+    assert (body["width"], body["height"], body["method"], body["model"]) == (80, 60, "latent", "small-residual-1")
+    assert body["bpp"] == pytest.approx(8 * body["bytes"] / 4800, abs=1e-3)
+    for name, kind in (("png", "PNG"), ("webp", "WEBP")):
+        shown = client.get(body["links"][name])
+        assert shown.status_code == 200
+        image = Image.open(io.BytesIO(shown.content))
+        assert (image.format, image.size) == (kind, (80, 60))
+    blob = client.get(body["links"]["blob"])
+    assert len(blob.content) == body["bytes"]
+    assert container.parse(blob.content, 1 << 20).width == 80
+    info = client.get(body["links"]["info"]).json()
+    assert info["source_bytes"] == len(PHOTO)
+    assert info["sections"]["latent"] < body["bytes"]
+
+
+def test_the_same_photo_again_costs_no_device_time(client: TestClient) -> None:
+    first = client.post("/compress?quality=61", content=PHOTO)
+    before = device_batches()
+    again = client.post("/compress?quality=61&lane=bulk", content=PHOTO)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    assert device_batches() == before
+
+
+def test_a_form_and_a_raw_body_are_the_same(client: TestClient) -> None:
+    raw = client.post("/compress?quality=33", content=PHOTO, headers={"content-type": "application/x-www-form-urlencoded"})
+    form = client.post("/compress?quality=33", files={"file": ("x.jpg", PHOTO, "text/plain")})
+    assert raw.json() == form.json()
+    assert form.status_code == 200
+
+
+def test_the_blob_itself_on_request(client: TestClient) -> None:
+    reply = client.post("/compress?quality=20", content=PHOTO, headers={"accept": "application/vnd.sdc"})
+    assert reply.status_code == 201
+    assert reply.headers["content-type"] == "application/vnd.sdc"
+    assert reply.content[:3] == b"SDC"
+    assert client.get(f"/blobs/{reply.headers['sdc-id']}").content == reply.content
+
+
+def test_max_bytes_is_kept(client: TestClient) -> None:
+    reply = client.post("/compress?max_bytes=300", content=PHOTO, headers={"accept": "application/vnd.sdc"})
+    assert reply.status_code == 201
+    assert 200 < len(reply.content) <= 300
+
+
+def test_decompress(client: TestClient) -> None:
+    blob = client.post("/compress", content=PHOTO, headers={"accept": "application/vnd.sdc"}).content
+    reply = client.post("/decompress?format=webp", content=blob)
+    assert reply.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(reply.content)).size == (80, 60)
+    assert client.post("/decompress", content=blob, headers={"accept": "image/jpeg"}).headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (None, "image/png"),
+        ("*/*", "image/png"),
+        ("image/webp,image/png;q=0.5", "image/webp"),
+        ("image/png;q=0.9, image/webp;q=0.8", "image/png"),
+        ("image/webp;q=0, */*", "image/png"),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),
+        ("text/html", "image/png"),
+        ("image/png;q=0", "image/jpeg"),
+    ],
+)
+def test_negotiation(client: TestClient, accept: str | None, content_type: str) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    headers = {"accept": accept} if accept else {}
+    if not accept:
+        client.headers.pop("accept", None)
+    for method in ("GET", "HEAD"):
+        reply = client.request(method, path, headers=headers)
+        assert reply.headers["content-type"] == content_type
+        assert reply.headers["vary"] == "Accept"
+        assert reply.headers["content-location"].startswith(path + ".")
+
+
+def test_head_and_304_do_not_touch_the_device(client: TestClient) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"] + ".webp"
+    shown = client.get(path)
+    before = device_batches()
+    head = client.head(path)
+    assert head.status_code == 200
+    assert head.content == b""
+    differ = {"server-timing", "content-length", "x-request-id"}
+    assert {k: v for k, v in head.headers.items() if k not in differ} == {k: v for k, v in shown.headers.items() if k not in differ}
+    tag = shown.headers["etag"]
+    for condition in (tag, "*", f'"other", {tag}', tag.removeprefix("W/")):
+        reply = client.get(path, headers={"if-none-match": condition})
+        assert reply.status_code == 304
+        assert reply.headers["etag"] == tag
+        assert "immutable" in reply.headers["cache-control"]
+    assert device_batches() == before
+    assert client.get(path, headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_variants_have_their_own_tags(client: TestClient) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    urls = [f"{path}.webp", f"{path}.png", f"{path}.webp?q=30", f"{path}.webp?steps=0"]
+    assert len({client.head(url).headers["etag"] for url in urls}) == 4
+    assert all(client.head(url).headers["etag"].startswith('W/"') for url in urls)
+
+
+GIF = io.BytesIO()
+Image.fromarray(make_picture(9, 9)).save(GIF, "GIF", save_all=True, append_images=[Image.fromarray(make_picture(9, 9, 1))])
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "kind"),
+    [
+        ("", b"this is no picture", 415, "unsupported-input"),
+        ("", b"", 400, "bad-parameter"),
+        ("", PHOTO[: len(PHOTO) // 2], 422, "undecodable-picture"),
+        ("", GIF.getvalue(), 422, "animated-picture"),
+        ("", png(np.zeros((1000, 1000, 3), np.uint8)), 422, "too-many-pixels"),
+        ("", bytes(2_000_001), 413, "too-many-bytes"),
+        ("?max_bytes=1000", NOISY_ALPHA, 422, "size-unreachable"),
+        ("?surprise=1", PHOTO, 400, "bad-parameter"),
+        ("?quality=101", PHOTO, 400, "bad-parameter"),
+        ("?quality=ten", PHOTO, 400, "bad-parameter"),
+        ("?quality=5&max_bytes=5000", PHOTO, 400, "bad-parameter"),
+        ("?method=palette", PHOTO, 400, "bad-parameter"),
+        ("?lane=fast", PHOTO, 400, "bad-parameter"),
+    ],
+)
+def test_bad_input(client: TestClient, query: str, body: bytes, status: int, kind: str) -> None:
+    before = stored(client)
+    reply = client.post(f"/compress{query}", content=body)
+    assert reply.status_code == status
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.headers["cache-control"] == "no-store"
+    problem = reply.json()
+    assert problem["type"] == f"urn:sdc:problem:{kind}"
+    assert problem["status"] == status
+    assert problem["request_id"] == reply.headers["x-request-id"]
+    assert "Traceback" not in reply.text
+    assert "/" not in problem["detail"].replace("application/vnd.sdc", "")
+    assert stored(client) == before
+
+
+def test_an_unreachable_size_says_the_best(client: TestClient) -> None:
+    best = client.post("/compress?max_bytes=1000", content=NOISY_ALPHA).json()["best_bytes"]
+    assert client.post(f"/compress?max_bytes={best}", content=NOISY_ALPHA).json()["bytes"] == best
+
+
+def test_a_chunked_body_over_the_limit(client: TestClient) -> None:
+    sent = 0
+
+    def chunks() -> object:
+        nonlocal sent
+        for _ in range(400):
+            sent += 100_000
+            yield bytes(100_000)
+
+    reply = client.post("/compress", content=chunks())  # type: ignore[arg-type]
+    assert reply.status_code == 413
+    assert reply.json()["type"].endswith("too-many-bytes")
+
+
+def test_a_form_without_the_field(client: TestClient) -> None:
+    reply = client.post("/compress", files={"picture": ("x", PHOTO)})
+    assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
+
+
+@pytest.mark.parametrize("path", ["/compress?w=3", "/render/" + "a" * 26 + "?w=3", "/blobs/" + "a" * 26 + "?x=1", "/decompress?x=1"])
+def test_unknown_parameters_are_refused_everywhere(client: TestClient, path: str) -> None:
+    method = "POST" if "press" in path else "GET"
+    assert client.request(method, path, content=b"x").status_code == 400
+
+
+@pytest.mark.parametrize("body", [b"hello", b"SDC\x01damaged", b"SDC\x07" + bytes(30)])
+def test_decompress_refuses_what_is_no_blob(client: TestClient, body: bytes) -> None:
+    reply = client.post("/decompress", content=body)
+    assert reply.status_code in (415, 422)
+    assert json.loads(reply.content)["detail"]

@@ -1,0 +1,94 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.codec import container
+from service.codec.codec import Codec, Frame
+from service.codec.container import Tiling
+from service.codec.steps import quantise
+from service.errors import BadModel, CorruptBlob, SizeUnreachable, WrongModel
+from service.manifest import read_manifest
+from service.settings import BUNDLED_MODEL
+
+
+@pytest.fixture(scope="module", params=["small", "bundled"])
+def codec(request: pytest.FixtureRequest, small_model: Path) -> Codec:
+    folder = small_model if request.param == "small" else BUNDLED_MODEL
+    return Codec(folder, read_manifest(folder))
+
+
+def latent_for(codec: Codec, width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(2).laplace(scale=0.6, size=codec.latent_shape(width, height)).astype(np.float32)
+
+
+def test_a_blob_comes_back(codec: Codec) -> None:
+    latent = latent_for(codec, 203, 117)
+    blob = codec.encode(latent, Frame(203, 117, b"alpha", Tiling(1024, 128)), 130)
+    again = container.parse(container.write(blob), 1 << 20)
+    assert again == blob
+    assert (codec.decode_symbols(again) == quantise(latent, 130)).all()
+
+
+@pytest.mark.parametrize("max_bytes", [300, 1000, 2000, 20_000])
+def test_max_bytes_is_met_to_the_byte_and_used(codec: Codec, max_bytes: int) -> None:
+    latent = latent_for(codec, 160, 160)
+    try:
+        blob = codec.encode_within(latent, Frame(160, 160), max_bytes)
+    except SizeUnreachable as error:
+        assert error.best_bytes > max_bytes
+        return
+    size = len(container.write(blob))
+    assert size <= max_bytes
+    if blob.step_index > 0:
+        finer = len(container.write(codec.encode(latent, Frame(160, 160), blob.step_index - 1)))
+        assert finer > max_bytes or finer - size < 12  # the estimate may be a few bytes off
+
+
+def test_an_unreachable_size_says_what_can_be_had(codec: Codec) -> None:
+    latent = latent_for(codec, 256, 256)
+    with pytest.raises(SizeUnreachable) as caught:
+        codec.encode_within(latent, Frame(256, 256), 20)
+    blob = codec.encode_within(latent, Frame(256, 256), caught.value.best_bytes)
+    assert len(container.write(blob)) == caught.value.best_bytes
+
+
+def test_alpha_counts_towards_the_size(codec: Codec) -> None:
+    latent = latent_for(codec, 160, 160)
+    assert len(container.write(codec.encode_within(latent, Frame(160, 160, bytes(500)), 2500))) <= 2500
+
+
+def test_another_profile_is_refused_by_name(codec: Codec) -> None:
+    blob = codec.encode(latent_for(codec, 64, 64), Frame(64, 64), 128)
+    with pytest.raises(WrongModel, match="deadbeef"):
+        codec.decode(replace(blob, code_identity=bytes.fromhex("deadbeef")))
+    with pytest.raises(CorruptBlob):
+        codec.decode(replace(blob, method=9))
+
+
+def test_the_code_identity_changes_with_what_the_integers_depend_on(small_model: Path, tmp_path: Path) -> None:
+    before = Codec(small_model, read_manifest(small_model)).code_identity
+    folder = tmp_path / "other"
+    shutil.copytree(small_model, folder)
+    manifest = json.loads((folder / "sdc.json").read_text())
+    manifest["latent_std"][0] = 0.31
+    (folder / "sdc.json").write_text(json.dumps(manifest))
+    assert Codec(folder, read_manifest(folder)).code_identity != before
+
+
+def test_a_damaged_profile_is_refused(tmp_path: Path) -> None:
+    for name in ("sdc.json", "entropy.safetensors"):
+        shutil.copy(BUNDLED_MODEL / name, tmp_path)
+    (tmp_path / "entropy.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(BadModel):
+        Codec(tmp_path, read_manifest(tmp_path))
+
+
+def test_an_unknown_key_in_the_manifest_is_refused(tmp_path: Path) -> None:
+    manifest = json.loads((BUNDLED_MODEL / "sdc.json").read_text()) | {"surprise": 1}
+    (tmp_path / "sdc.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadModel, match="surprise"):
+        read_manifest(tmp_path)

@@ -1,0 +1,119 @@
+import random
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.codec import container
+from service.codec.container import ALPHA, LATENT, Blob, Tiling, parse, write
+from service.errors import BadBlob, CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
+
+LIMIT = 1 << 26
+OPAQUE = Blob(b"code", b"modl", 512, 384, 0, 128, {LATENT: b"\x01\x02\x03"})
+
+
+def resign(body: bytes) -> bytes:
+    """The body with a checksum that fits it."""
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def test_golden_bytes() -> None:
+    """The layout of docs/FORMAT.md, to the byte."""
+    assert write(OPAQUE).hex() == "53444301" + "636f6465" + "6d6f646c" + "8004" + "8003" + "000080" + "01" + "0003" + "010203" + "940f9ea2"
+
+
+def test_opaque_overhead_is_at_most_32_bytes() -> None:
+    for side, length in ((1, 10), (512, 5000), (16383, 100), (65535, 1 << 20)):
+        blob = Blob(b"code", b"modl", side, min(side, LIMIT // side), 0, 0, {LATENT: bytes(length)})
+        assert len(write(blob)) - length <= 32
+
+
+blobs = st.builds(
+    Blob,
+    code_identity=st.binary(min_size=4, max_size=4),
+    model_identity=st.binary(min_size=4, max_size=4),
+    width=st.integers(1, 1000),
+    height=st.integers(1, 65535),
+    method=st.integers(0, 255),
+    step_index=st.integers(0, 255),
+    sections=st.one_of(
+        st.fixed_dictionaries({LATENT: st.binary(max_size=300)}),
+        st.fixed_dictionaries({LATENT: st.binary(max_size=300), ALPHA: st.binary(max_size=300)}),
+    ),
+    tiling=st.one_of(st.none(), st.builds(Tiling, st.integers(256, 65535), st.integers(0, 128))),
+)
+
+
+@given(blobs)
+def test_what_is_written_is_read(blob: Blob) -> None:
+    assert parse(write(blob), LIMIT) == blob
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", NotABlob),
+        (b"GIF89a", NotABlob),
+        (b"SDC", CorruptBlob),
+        (b"SDC\x02" + bytes(40), UnknownVersion),
+        (write(OPAQUE)[:-1], CorruptBlob),
+        (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
+        (resign(write(OPAQUE)[:-4] + b"more"), CorruptBlob),
+    ],
+)
+def test_damage_is_named(content: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        parse(content, LIMIT)
+
+
+def test_claimed_size_is_checked_before_anything_else_happens() -> None:
+    with pytest.raises(TooManyPixels):
+        parse(write(OPAQUE), 512 * 384 - 1)
+
+
+def test_a_length_past_the_end_is_refused() -> None:
+    body = bytearray(write(OPAQUE)[:-4])
+    body[21] = 0x7F  # the latent's length
+    with pytest.raises(CorruptBlob):
+        parse(resign(bytes(body)), LIMIT)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_a_clear_error(content: bytes) -> None:
+    for candidate in (content, b"SDC\x01" + content, resign(b"SDC\x01" + content)):
+        try:
+            parse(candidate, LIMIT)
+        except (BadBlob, TooManyPixels):
+            pass
+
+
+def test_a_million_damaged_blobs() -> None:
+    """Random, truncated and bit-flipped, half of them with a checksum that fits: a clear error or a sound blob, never anything else."""
+    rng = random.Random(7)
+    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128)))
+    outcomes = {"error": 0, "sound": 0}
+    for index in range(1_000_000):
+        content = bytearray(whole)
+        kind = index % 4
+        if kind == 0:
+            content = content[: rng.randrange(len(content))]
+        elif kind == 1:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            content[rng.randrange(4, len(content))] = rng.randrange(256)
+            content = bytearray(resign(bytes(content[:-4])))
+        else:
+            content = bytearray(resign(bytes(content[: rng.randrange(4, len(content))])))
+        try:
+            blob = parse(bytes(content), LIMIT)
+        except (BadBlob, TooManyPixels):
+            outcomes["error"] += 1
+        else:
+            outcomes["sound"] += 1
+            assert sum(map(len, blob.sections.values())) <= len(content)
+            assert blob.width * blob.height <= LIMIT
+    assert outcomes["error"] > 500_000
+    assert outcomes["sound"] > 1_000
+    assert container.VERSION == 1

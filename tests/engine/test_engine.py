@@ -1,0 +1,136 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import REGISTRY
+
+from service.engine.device import pick_device, pick_dtype
+from service.engine.engine import Engine
+from service.errors import BadModel, DeviceFailed
+from service.settings import BUNDLED_MODEL
+from tests.conftest import build_model, make_picture
+
+KINDS = ("residual", "kl", "tiny", "dc")
+
+
+def psnr(left: np.ndarray, right: np.ndarray) -> float:
+    mse = float(((left.astype(float) - right.astype(float)) ** 2).mean())
+    return 99.0 if mse == 0 else 10 * float(np.log10(255**2 / mse))
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Engine:
+    return Engine(BUNDLED_MODEL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_implementation_for_every_class(kind: str, model_of: Callable[[str], Path]) -> None:
+    engine = Engine(model_of(kind), dtype="float32")
+    factor = engine.manifest.downscale
+    pixels = np.stack([make_picture(48, 64, seed) for seed in range(2)])
+    latents = engine.encode(pixels)
+    assert latents.shape == (2, 4, 48 // factor, 64 // factor)
+    assert latents.dtype == np.float32
+    steps = np.array([0.5, 2.0], np.float32)
+    restored = engine.restore(latents, steps, 1)
+    assert restored.shape == latents.shape
+    decoded = engine.decode(restored)
+    assert decoded.shape == pixels.shape
+    assert decoded.dtype == np.uint8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_restoring_stays_in_the_cell_that_was_sent(small_model: Path, steps: int) -> None:
+    engine = Engine(small_model, dtype="float32")
+    sizes = np.array([0.3, 1.7], np.float32)
+    sent = np.random.default_rng(0).normal(size=(2, 4, 5, 7)).astype(np.float32)
+    restored = engine.restore(sent, sizes, steps)
+    assert (np.abs(restored - sent) <= sizes[:, None, None, None] / 2 + 1e-5).all()
+    assert np.abs(restored - sent).max() > 0
+
+
+def test_no_steps_is_the_latent_itself(small_model: Path) -> None:
+    latents = np.ones((1, 4, 3, 3), np.float32)
+    assert Engine(small_model).restore(latents, np.ones(1, np.float32), 0) is latents
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 50.0), ("bfloat16", 40.0)])
+def test_company_does_not_change_pixels(dtype: str, least: float) -> None:
+    """DESIGN's bound: the same latent alone and in a batch."""
+    engine = Engine(BUNDLED_MODEL, dtype=dtype)
+    pixels = np.stack([make_picture(96, 64, seed) for seed in range(4)])
+    sizes = np.full(4, 0.4, np.float32)
+    latents = engine.encode(pixels)
+    together = engine.decode(engine.restore(latents, sizes, 1))
+    for index in range(4):
+        alone = engine.decode(engine.restore(latents[index : index + 1], sizes[:1], 1))[0]
+        assert psnr(alone, together[index]) >= least
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 272), (48, 112)])
+def test_the_bundled_model_takes_any_multiple_of_its_downscale(bundled: Engine, height: int, width: int) -> None:
+    pixels = make_picture(height, width)[None]
+    latents = bundled.encode(pixels)
+    assert bundled.decode(bundled.restore(latents, np.full(1, 0.1, np.float32), 1)).shape == pixels.shape
+
+
+def test_not_a_number_is_computed_again(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN as uint8 is a silent black picture: that item, and only that one, is run again in fp32."""
+    engine = Engine(small_model, dtype="float32")
+    latents = engine.encode(np.stack([make_picture(32, 32, seed) for seed in range(3)]))
+    expected = engine.decode(latents)
+    real = engine._networks.decode
+    calls = []
+
+    def poisoned(latent: torch.Tensor) -> torch.Tensor:
+        calls.append(len(latent))
+        result = real(latent)
+        result[1] = float("nan")
+        return result
+
+    monkeypatch.setattr(engine._networks, "decode", poisoned)
+    before = REGISTRY.get_sample_value("sdc_nonfinite_total") or 0
+    assert psnr(engine.decode(latents), expected) > 60
+    assert calls == [3]
+    assert REGISTRY.get_sample_value("sdc_nonfinite_total") == before + 1
+
+
+def test_a_latent_that_cannot_be_decoded_is_an_error(small_model: Path) -> None:
+    engine = Engine(small_model)
+    with pytest.raises(DeviceFailed):
+        engine.decode(np.full((1, 4, 2, 2), np.nan, np.float32))
+
+
+def test_device_and_dtype() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_dtype(torch.device("cpu"), "float16") is torch.float16
+    assert pick_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("missing", ["sdc.json", "vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_an_incomplete_folder_is_refused(small_model: Path, tmp_path: Path, missing: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / missing).unlink()
+    with pytest.raises(BadModel):
+        Engine(folder)
+
+
+def test_an_unknown_class_is_refused(tmp_path: Path) -> None:
+    folder = build_model(tmp_path)
+    config = json.loads((folder / "vae/config.json").read_text())
+    (folder / "vae/config.json").write_text(json.dumps(config | {"_class_name": "Evil"}))
+    with pytest.raises(BadModel, match="AutoencoderKL"):
+        Engine(folder)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    folder = build_model(tmp_path)
+    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, folder / "vae/diffusion_pytorch_model.bin")
+    with pytest.raises(BadModel):
+        Engine(folder)

@@ -1,0 +1,190 @@
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
+from service.imaging.opening import open_picture
+from tests.conftest import Plane, make_picture, png
+
+LIMIT = 1 << 24
+SOURCE = make_picture(40, 60)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def colour_error(left: Plane, right: Plane) -> float:
+    return float(np.abs(left.astype(int) - right.astype(int)).mean())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP"])
+def test_accepted_formats(kind: str) -> None:
+    options = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    picture = open_picture(saved(Image.fromarray(SOURCE), kind, **options), LIMIT)
+    assert picture.rgb.shape == SOURCE.shape
+    assert picture.alpha is None
+    assert colour_error(picture.rgb, SOURCE) < 6
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    grey = SOURCE[:, :, 0]
+    assert (open_picture(png(grey), LIMIT).rgb == grey[:, :, None]).all()
+
+
+def test_one_bit() -> None:
+    picture = open_picture(saved(Image.fromarray(SOURCE).convert("1"), "PNG"), LIMIT)
+    assert set(np.unique(picture.rgb)) <= {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_rounded_to_eight(kind: str) -> None:
+    samples = (SOURCE[:, :, 0].astype(np.uint16) * 257).astype(np.uint16)
+    picture = open_picture(saved(Image.fromarray(samples), kind), LIMIT)
+    assert (picture.rgb == SOURCE[:, :, :1]).all()
+
+
+def test_sixteen_bit_colour() -> None:
+    """Written by hand, because Pillow cannot write it."""
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in SOURCE)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.abs(open_picture(content, LIMIT).rgb.astype(int) - SOURCE).max() <= 1
+
+
+def test_cmyk() -> None:
+    picture = open_picture(saved(Image.fromarray(SOURCE).convert("CMYK"), "JPEG", quality=95), LIMIT)
+    assert colour_error(picture.rgb, SOURCE) < 8
+
+
+def test_palette() -> None:
+    quantised = Image.fromarray(SOURCE).quantize(64)
+    assert (open_picture(saved(quantised, "PNG"), LIMIT).rgb == np.asarray(quantised.convert("RGB"))).all()
+
+
+def test_palette_with_transparency() -> None:
+    quantised = Image.fromarray(SOURCE).quantize(64)
+    picture = open_picture(saved(quantised, "PNG", transparency=3), LIMIT)
+    assert picture.alpha is not None
+    assert ((picture.alpha == 0) == (np.asarray(quantised) == 3)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_kept(mode: str) -> None:
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[10:30, 10:50], alpha[15, 15] = 255, 77
+    image = Image.fromarray(SOURCE).convert(mode.removesuffix("A"))
+    image.putalpha(Image.fromarray(alpha))
+    picture = open_picture(saved(image, "PNG"), LIMIT)
+    assert picture.alpha is not None
+    assert (picture.alpha == alpha).all()
+    expected = np.asarray(image.convert("RGB"))
+    assert (picture.rgb[alpha > 0] == expected[alpha > 0]).all()
+    assert len(np.unique(picture.rgb[alpha == 0], axis=0)) == 1, "hidden colours must not cost bytes"
+
+
+def test_opaque_alpha_is_dropped() -> None:
+    image = Image.fromarray(SOURCE)
+    image.putalpha(255)
+    assert open_picture(saved(image, "PNG"), LIMIT).alpha is None
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda p: p), (2, lambda p: p[:, ::-1]), (3, lambda p: p[::-1, ::-1]), (4, lambda p: p[::-1]),
+        (5, lambda p: p.transpose(1, 0, 2)), (6, lambda p: np.rot90(p, -1)), (7, lambda p: np.rot90(p, -1)[:, ::-1]),
+        (8, lambda p: np.rot90(p)),
+    ],
+)  # fmt: skip
+def test_orientation_is_applied(orientation: int, upright: Callable[[Plane], Plane]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = open_picture(saved(Image.fromarray(SOURCE), "PNG", exif=exif), LIMIT).rgb
+    assert shown.shape == upright(SOURCE).shape
+    if orientation != 7:
+        assert (shown == upright(SOURCE)).all()
+    else:
+        assert (shown == SOURCE[::-1, ::-1].transpose(1, 0, 2)).all()
+
+
+def test_a_profile_is_converted_to_srgb() -> None:
+    """A profile whose red primary is sRGB's green and the other way round: its samples mean the picture with both swapped."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    for mode, profile, expected in (("RGB", srgb, SOURCE), ("RGB", swapped, SOURCE[:, :, [1, 0, 2]])):
+        content = saved(Image.fromarray(SOURCE).convert(mode), "PNG", icc_profile=profile)
+        assert colour_error(open_picture(content, LIMIT).rgb, expected) < 1.5
+
+
+def test_a_damaged_profile_is_ignored() -> None:
+    content = saved(Image.fromarray(SOURCE), "PNG", icc_profile=b"no profile at all")
+    assert (open_picture(content, LIMIT).rgb == SOURCE).all()
+
+
+def test_phone_jpegs_with_a_second_picture_are_photographs() -> None:
+    small = Image.fromarray(SOURCE[::2, ::2].copy())
+    content = saved(Image.fromarray(SOURCE), "MPO", save_all=True, append_images=[small])
+    assert open_picture(content, LIMIT).rgb.shape == SOURCE.shape
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_animated_is_refused(kind: str) -> None:
+    frames = [Image.fromarray(make_picture(20, 20, seed)) for seed in range(3)]
+    with pytest.raises(AnimatedPicture):
+        open_picture(saved(frames[0], kind, save_all=True, append_images=frames[1:]), LIMIT)
+
+
+def test_a_single_frame_gif_is_a_picture() -> None:
+    assert open_picture(saved(Image.fromarray(SOURCE), "GIF"), LIMIT).width == 60
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>", bytes(1000)])
+def test_not_a_picture(content: bytes) -> None:
+    with pytest.raises(UnsupportedInput):
+        open_picture(content, LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_truncated(kind: str) -> None:
+    content = saved(Image.fromarray(make_picture(300, 300)), kind)
+    with pytest.raises((UndecodablePicture, UnsupportedInput)):
+        open_picture(content[: len(content) // 2], LIMIT)
+
+
+def test_pixels_are_counted_before_decoding() -> None:
+    """A bomb: a few hundred bytes that claim 10 gigapixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    ihdr = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    with pytest.raises(TooManyPixels):
+        open_picture(b"\x89PNG\r\n\x1a\n" + ihdr + struct.pack(">I", 100) + b"IDAT" + bytes(100), LIMIT)
+
+
+SAMPLES = {kind: saved(Image.fromarray(SOURCE), kind) for kind in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")}
+
+
+@settings(max_examples=400, deadline=None)
+@given(kind=st.sampled_from(sorted(SAMPLES)), seed=st.integers(0, 2**32 - 1), flips=st.integers(1, 20))
+def test_damage_is_never_an_unexpected_error(kind: str, seed: int, flips: int) -> None:
+    rng = np.random.default_rng(seed)
+    content = np.frombuffer(SAMPLES[kind], np.uint8).copy()
+    content[rng.integers(0, len(content), flips)] = rng.integers(0, 256, flips)
+    try:
+        picture = open_picture(content.tobytes()[: rng.integers(1, len(content) + 1)], LIMIT)
+    except SdcError:
+        return
+    assert picture.rgb.dtype == np.uint8
+    assert picture.rgb.ndim == 3

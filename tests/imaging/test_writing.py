@@ -1,0 +1,54 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import CorruptBlob
+from service.imaging.picture import Picture
+from service.imaging.writing import FORMATS, read_alpha, write_alpha, write_picture
+from tests.conftest import make_picture, png
+
+ALPHA = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+OPAQUE, CUT_OUT = Picture(make_picture(40, 60)), Picture(make_picture(40, 60), ALPHA)
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+@pytest.mark.parametrize("picture", [OPAQUE, CUT_OUT], ids=["opaque", "alpha"])
+def test_every_format_says_what_it_is(extension: str, picture: Picture) -> None:
+    image = Image.open(io.BytesIO(write_picture(picture, extension)))
+    assert Image.MIME[image.format or ""] == FORMATS[extension].content_type
+    assert image.size == (60, 40)
+    assert ("A" in image.mode) == (picture.alpha is not None and extension != "jpg")
+
+
+def test_png_is_lossless() -> None:
+    image = Image.open(io.BytesIO(write_picture(CUT_OUT, "png")))
+    assert (np.asarray(image) == np.dstack([CUT_OUT.rgb, ALPHA])).all()
+
+
+def test_jpeg_lies_on_white() -> None:
+    image = np.asarray(Image.open(io.BytesIO(write_picture(CUT_OUT, "jpg", 95))))
+    assert image[:, :3].mean() > 240
+
+
+def test_quality_is_used() -> None:
+    assert len(write_picture(OPAQUE, "webp", 10)) < len(write_picture(OPAQUE, "webp", 95))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 60), (3, 17_000)])
+def test_alpha_comes_back_exactly(shape: tuple[int, int]) -> None:
+    alpha = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    assert (read_alpha(write_alpha(alpha), shape[1], shape[0]) == alpha).all()
+
+
+def test_a_mask_is_small() -> None:
+    y, x = np.mgrid[:512, :512]
+    mask = np.where((y - 256) ** 2 + (x - 256) ** 2 < 200**2, 255, 0).astype(np.uint8)
+    assert len(write_alpha(mask)) < 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", png(make_picture(39, 60)), write_alpha(ALPHA)[:30]])
+def test_a_damaged_alpha_section_is_named(content: bytes) -> None:
+    with pytest.raises(CorruptBlob):
+        read_alpha(content, 60, 40)

@@ -1,0 +1,134 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from service.cli import app
+from tests.conftest import Plane, make_picture, png
+
+runner = CliRunner()
+
+
+def sdc(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def photo_file(tmp_path: Path, photo: Plane) -> Path:
+    path = tmp_path / "cat.png"
+    path.write_bytes(png(photo))
+    return path
+
+
+def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo: Plane) -> None:
+    sdc("compress", photo_file, "-o", tmp_path / "out", "--max-bytes", 3000)
+    blob = tmp_path / "out" / "cat.sdc"
+    assert blob.stat().st_size <= 3000
+    sdc("render", blob, "-o", tmp_path / "out")
+    shown = np.asarray(Image.open(tmp_path / "out" / "cat.png")).astype(float)
+    assert 10 * np.log10(255**2 / ((shown - photo) ** 2).mean()) > 24
+    described = json.loads(sdc("inspect", blob))
+    assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
+
+
+def test_many_files_and_a_bad_one(tmp_path: Path, photo_file: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    files = [photo_file, tmp_path / "bad.jpg"]
+    for index in range(3):
+        files.append(tmp_path / f"more{index}.png")
+        files[-1].write_bytes(png(make_picture(40, 50, index)))
+    output = sdc("compress", *files, "-o", tmp_path / "out", code=1)
+    assert "bad.jpg" in output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.sdc", "more0.sdc", "more1.sdc", "more2.sdc"}
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path: Path, photo_file: Path) -> None:
+    other = tmp_path / "sub" / "cat.jpg"
+    other.parent.mkdir()
+    other.write_bytes(photo_file.read_bytes())
+    sdc("compress", photo_file, other, "-o", tmp_path / "out", code=2)
+
+
+def test_inspect_refuses_what_is_no_blob(photo_file: Path) -> None:
+    assert "not an .sdc" in sdc("inspect", photo_file, code=1)
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SDC_STORE_URL", f"file://{tmp_path}/store")
+    assert "answers" in sdc("doctor")
+    monkeypatch.setenv("SDC_STORE_URL", "file:///proc/nowhere")
+    sdc("doctor", code=1)
+
+
+def test_models(small_model: Path, tmp_path: Path) -> None:
+    assert "bundled" in sdc("models", "list")
+    assert "code identity" in sdc("models", "check", small_model)
+    assert "no sdc.json" in sdc("models", "check", tmp_path, code=1)
+
+
+def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDC_PORT", "many")
+    assert "SDC_PORT" in sdc("serve", code=2)
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["compress"], ["render"], ["inspect"], ["bench", "rd"], ["models", "check"]])
+def test_help(command: list[str]) -> None:
+    assert "Usage" in sdc(*command, "--help")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_real_server_gives_the_blob_the_command_line_gives(tmp_path: Path, photo_file: Path) -> None:
+    """The bundled model, a real process: ready, compress, render, SIGTERM, exit 0."""
+    port = free_port()
+    environment = {**os.environ, "SDC_STORE_URL": f"file://{tmp_path}/store", "SDC_MAX_BATCH": "4"}
+    arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(arguments, env=environment, stderr=log, stdout=log)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{base}/readyz", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        request = urllib.request.Request(f"{base}/compress?max_bytes=4000", photo_file.read_bytes(), {"Accept": "application/vnd.sdc"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            over_http, location = reply.read(), reply.headers["Location"]
+        with urllib.request.urlopen(f"{base}{location}.png", timeout=60) as reply:
+            rendered = reply.read()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    log_text = (tmp_path / "log").read_text()
+    assert code in (0, -signal.SIGTERM), log_text
+    assert '"event": "stopped"' in log_text
+    assert "loopback only" in log_text
+    assert re.search(r'"event": "ready"', log_text)
+    sdc("compress", photo_file, "-o", tmp_path / "out", "--max-bytes", 4000)
+    assert (tmp_path / "out" / "cat.sdc").read_bytes() == over_http
+    sdc("render", tmp_path / "out" / "cat.sdc", "-o", tmp_path / "back")
+    assert np.asarray(Image.open(tmp_path / "back" / "cat.png")).shape == (300, 451, 3)
+    assert rendered[:4] == b"\x89PNG"

@@ -1,0 +1,143 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+
+from service.codec import container
+from service.codec.container import ALPHA, Tiling
+from service.engine.tiling import UNTILED_PIXELS
+from service.errors import BadParameter, CorruptBlob
+from service.imaging.picture import Picture
+from service.imaging.writing import write_picture
+from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.settings import Settings
+from tests.conftest import Plane, make_picture, png
+
+
+def psnr(left: np.ndarray, right: np.ndarray) -> float:
+    mse = float(((left.astype(float) - right.astype(float)) ** 2).mean())
+    return 99.0 if mse == 0 else 10 * float(np.log10(255**2 / mse))
+
+
+def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with open_pipeline(settings) as pipeline:
+            await scenario(pipeline)
+
+    asyncio.run(main())
+
+
+SIZES = [(1, 1), (1, 300), (300, 1), (15, 17), (16, 16), (63, 124), (65, 257), (3, 5)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_every_size_comes_back_at_its_size(bundled_settings: Settings, height: int, width: int) -> None:
+    pixels = make_picture(height, width)
+
+    async def scenario(pipeline: Pipeline) -> None:
+        compressed = await pipeline.compress(png(pixels), CompressOptions(quality=80))
+        picture = await pipeline.restore(compressed.blob, 1)
+        assert picture.rgb.shape == pixels.shape
+        assert picture.alpha is None
+        assert (compressed.blob.width, compressed.blob.height) == (width, height)
+
+    run(bundled_settings, scenario)
+
+
+def test_alpha_travels_losslessly(bundled_settings: Settings) -> None:
+    alpha = np.random.default_rng(0).integers(0, 256, (90, 70)).astype(np.uint8)
+    source = write_picture(Picture(make_picture(90, 70), alpha), "png")
+
+    async def scenario(pipeline: Pipeline) -> None:
+        compressed = await pipeline.compress(source, CompressOptions())
+        assert ALPHA in compressed.blob.sections
+        picture = await pipeline.restore(compressed.blob, 1)
+        assert picture.alpha is not None
+        assert (picture.alpha == alpha).all()
+
+    run(bundled_settings, scenario)
+
+
+def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, photo: Plane) -> None:
+    """A tiled picture agrees with the untiled one, and shows no seam."""
+    side = int(UNTILED_PIXELS**0.5)
+    big = np.tile(photo, (6, 4, 1))[: side + 16, : side + 16]
+    small = np.ascontiguousarray(big[:side, :side])
+
+    async def scenario(pipeline: Pipeline) -> None:
+        untiled = await pipeline.compress(png(small), CompressOptions(quality=60))
+        assert untiled.blob.tiling is None
+        tiled = await pipeline.compress(png(np.ascontiguousarray(big)), CompressOptions(quality=60))
+        assert tiled.blob.tiling == Tiling(1024, 128)
+        left = (await pipeline.restore(untiled.blob, 1)).rgb
+        right = (await pipeline.restore(tiled.blob, 1)).rgb
+        assert right.shape == big.shape
+        assert psnr(left[:1400, :1400], right[:1400, :1400]) > 32
+        # across the seam at 1024 the picture jumps no more than it does elsewhere
+        steps = np.abs(np.diff(right.astype(int), axis=1)).mean((0, 2))
+        original = np.abs(np.diff(big.astype(int), axis=1)).mean((0, 2))
+        assert steps[1020:1028].max() < original[1000:1050].max() * 1.5 + 2
+
+    run(bundled_settings, scenario)
+
+
+def test_a_blob_that_asks_for_too_much_at_once_is_refused(settings: Settings) -> None:
+    async def scenario(pipeline: Pipeline) -> None:
+        codec = pipeline.codec
+        for width, height, tiling in ((8000, 6000, None), (8000, 6000, Tiling(4096, 0)), (8000, 6000, Tiling(1001, 8))):
+            blob = container.Blob(codec.code_identity, codec.model_identity, width, height, 0, 128, {0: bytes(9)}, tiling)
+            with pytest.raises(CorruptBlob):
+                await pipeline.render(container.write(blob), RenderOptions("png"))
+
+    run(settings, scenario)
+
+
+def test_ids_depend_on_source_options_and_model_only(settings: Settings) -> None:
+    async def scenario(pipeline: Pipeline) -> None:
+        first = pipeline.id_of(b"photo", CompressOptions())
+        assert first == pipeline.id_of(b"photo", CompressOptions(quality=50))
+        assert len(first) == 26
+        others = {
+            pipeline.id_of(b"other", CompressOptions()),
+            pipeline.id_of(b"photo", CompressOptions(quality=51)),
+            pipeline.id_of(b"photo", CompressOptions(max_bytes=5000)),
+            pipeline.id_of_blob(b"photo"),
+        }
+        assert len(others) == 4
+        assert first not in others
+
+    run(settings, scenario)
+
+
+@pytest.mark.parametrize("options", [{"max_bytes": 1000, "quality": 5}, {"quality": 101}, {"max_bytes": 1}, {"method": "magic"}])
+def test_contradictory_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(BadParameter):
+        CompressOptions(**options)  # type: ignore[arg-type]
+
+
+def test_quality_moves_size_and_fidelity(bundled_settings: Settings, photo: Plane) -> None:
+    async def scenario(pipeline: Pipeline) -> None:
+        sizes, fidelities = [], []
+        for quality in (0, 25, 50, 75, 100):
+            compressed = await pipeline.compress(png(photo), CompressOptions(quality=quality))
+            sizes.append(len(compressed.content))
+            fidelities.append(psnr((await pipeline.restore(compressed.blob, 1)).rgb, photo))
+        assert sizes == sorted(sizes)
+        assert fidelities == sorted(fidelities)
+        assert sizes[-1] > 5 * sizes[0]
+
+    run(bundled_settings, scenario)
+
+
+def test_a_neighbour_in_the_batch_does_not_change_integers_or_pixels(settings: Settings) -> None:
+    pictures = [make_picture(64, 96, seed) for seed in range(6)]
+
+    async def scenario(pipeline: Pipeline) -> None:
+        alone = [await pipeline.compress(png(picture), CompressOptions(quality=70)) for picture in pictures]
+        together = await asyncio.gather(*(pipeline.compress(png(picture), CompressOptions(quality=70)) for picture in pictures))
+        for index, (left, right) in enumerate(zip(alone, together, strict=True)):
+            shown = [(await pipeline.restore(each.blob, 1)).rgb for each in (left, right)]
+            assert psnr(shown[0], shown[1]) > 45, index
+
+    run(settings, scenario)

@@ -1,0 +1,62 @@
+"""``python -m training``: the stages in order, each resumable by the same command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training import config as configuration
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+Images = Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be given several times.")]
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints and the log; the same folder resumes.")]
+ConfigFile = Annotated[Path, typer.Option(help="Every constant of the run.")]
+DEFAULT_CONFIG = Path(__file__).with_name("bundled.toml")
+
+
+@app.callback()
+def main() -> None:
+    """Several stages, one command each."""
+
+
+@app.command()
+def vae(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Train the auto-encoder with its context model."""
+    from training import vae as stage
+
+    stage.train(configuration.load(config), images, out)
+
+
+@app.command()
+def context(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Train the context model alone, on the finished auto-encoder's latents."""
+    from training import context_stage as stage
+
+    stage.train(configuration.load(config), images, out)
+
+
+@app.command()
+def unet(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Train the U-Net through the finished decoder."""
+    from training import unet as stage
+
+    stage.train(configuration.load(config), images, out)
+
+
+@app.command()
+def export(
+    images: Images,
+    out: Out,
+    model: Annotated[Path, typer.Option(help="Model folder to write.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Write a model folder that `sdc serve --model DIR` accepts."""
+    from training.export import export as write
+
+    write(configuration.load(config), images, out, model)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,98 @@
+"""Every constant of a training run, read from one TOML file.  See ``bundled.toml`` for what each value was chosen by."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Data:
+    crop: int
+    """side of a training crop, pixels"""
+    largest_downscale: float
+    """a crop is taken from a window up to this many times its side and shrunk, so that compression artefacts of the source vanish"""
+    validation_percent: int
+    """share of the pictures kept for choosing models, by hash of the file name"""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    latent_channels: int
+    block_out_channels: list[int]
+    encoder_layers: list[int]
+    decoder_layers: list[int]
+
+
+@dataclass(frozen=True)
+class Context:
+    group_sizes: list[int]
+    """latent channels are coded in these groups, in order"""
+    hidden: int
+    """width of the two hidden layers of each pass"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    minutes: float
+    batch: int
+    learning_rate: float
+    warmup_steps: int
+    ema: float
+    """decay of the averaged weights"""
+
+
+@dataclass(frozen=True)
+class Loss:
+    smallest_step: float
+    largest_step: float
+    """the quantiser step is drawn between these, log-triangular, once per crop"""
+    mse: float
+    """weight of the squared error (levels 0..255) against bits per pixel at step 1"""
+    mse_exponent: float
+    """the weight falls with step ** -exponent"""
+    balance: float
+    """a crop's whole loss is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
+    feature: float
+    """weight of the feature distance at step 1; scales with the step like the squared error does, by feature_exponent"""
+    feature_exponent: float
+    feature_crops: int
+    """the feature distance is taken on this many crops of the batch"""
+
+
+@dataclass(frozen=True)
+class Unet:
+    block_out_channels: list[int]
+    layers_per_block: int
+    norm_num_groups: int
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str
+    version: str
+    patch_factor: int
+    seed: int
+    data: Data
+    autoencoder: Autoencoder
+    context: Context
+    loss: Loss
+    unet: Unet
+    vae_stage: Stage
+    unet_stage: Stage
+    context_stage: Stage
+
+
+def load(path: Path) -> Config:
+    """Read a configuration; a missing or surplus key is an error that names it."""
+    raw: dict[str, Any] = tomllib.loads(path.read_text())
+    parts = {
+        "data": Data, "autoencoder": Autoencoder, "context": Context, "loss": Loss, "unet": Unet,
+        "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage,
+    }  # fmt: skip
+    try:
+        return Config(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})
+    except TypeError as error:
+        raise SystemExit(f"{path}: {error}") from error

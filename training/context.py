@@ -1,0 +1,90 @@
+"""The float twin of ``service.codec.context``: the same passes over the same neighbours, differentiable.
+
+Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  Everything in a pass is
+predicted from what is already known: all earlier groups, and the earlier phases of its own group, in a 5x5 window.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from service.codec.context import PHASES, RADIUS
+
+SMALLEST_SCALE = 0.05
+"""of the logistic, in quantiser steps"""
+
+
+def bits(value: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Code length in bits of a cell of width ``step`` around ``value`` under a logistic; all broadcastable, same shape out."""
+    scale = torch.exp(log_scale.clamp(-8, 6)) + SMALLEST_SCALE * step
+    distance = (value - mean).abs()
+    upper, lower = (distance + step / 2) / scale, (distance - step / 2) / scale
+    # P = sigmoid(upper) - sigmoid(lower) = sigmoid(-lower) * sigmoid(upper) * (1 - exp(lower - upper)), stable in the tails
+    log_probability = F.logsigmoid(-lower) + F.logsigmoid(upper) + torch.log(-torch.expm1(lower - upper))
+    return log_probability / -math.log(2)
+
+
+class ContextPass(nn.Module):
+    """Mean and log-scale of one group at one phase, from the known latents and the step."""
+
+    def __init__(self, known: int, group: int, hidden: int) -> None:
+        super().__init__()
+        self.window = nn.Conv2d(known, hidden, 2 * RADIUS + 1, stride=2)
+        self.step = nn.Linear(1, hidden, bias=False)
+        self.middle = nn.Conv2d(hidden, hidden, 1)
+        self.out = nn.Conv2d(hidden, 2 * group, 1)
+        nn.init.normal_(self.step.weight, std=0.1)
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+
+    def forward(self, padded: torch.Tensor, log_step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.relu(self.window(padded) + self.step(log_step[:, None])[:, :, None, None])
+        mean, log_scale = self.out(torch.relu(self.middle(hidden))).float().chunk(2, 1)
+        return mean, log_scale
+
+
+class ContextModel(nn.Module):
+    """Rate of a latent (N, C, h, w), h and w even, quantised with one step per item."""
+
+    def __init__(self, group_sizes: list[int], hidden: int) -> None:
+        super().__init__()
+        self.group_sizes = group_sizes
+        ends = [sum(group_sizes[: i + 1]) for i in range(len(group_sizes))]
+        self.passes = nn.ModuleList(ContextPass(end, size, hidden) for end, size in zip(ends, group_sizes, strict=True) for _ in PHASES)
+
+    def predictions(self, known: torch.Tensor, log_step: torch.Tensor) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
+        """For each pass: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""
+        found = []
+        start, index = 0, 0
+        for size in self.group_sizes:
+            channels = slice(start, start + size)
+            mask = torch.zeros(known.shape[2:], dtype=known.dtype)
+            for row, column in PHASES:
+                visible = torch.cat([known[:, :start], known[:, channels] * mask], 1)
+                padded = F.pad(visible, (RADIUS - column, RADIUS - 1 + column, RADIUS - row, RADIUS - 1 + row))
+                mean, log_scale = self.passes[index](padded, log_step)
+                found.append((channels, row, column, mean, log_scale))
+                mask = mask.clone()
+                mask[row::2, column::2] = 1
+                index += 1
+            start += size
+        return found
+
+    def forward(self, known: torch.Tensor, coded: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Bits of each item, (N,).
+
+        Args:
+            known: (N, C, h, w) dequantised latents, what a decoder would see.
+            coded: (N, C, h, w) the values whose cells are coded (the same, or with uniform noise during training).
+            step: (N,) quantiser step.
+        """
+        total = torch.zeros(len(step))
+        width = step[:, None, None, None]
+        for channels, row, column, mean, log_scale in self.predictions(known, step.log()):
+            value = coded[:, channels, row::2, column::2].float()
+            total = total + bits(value, mean, log_scale, width).sum((1, 2, 3))
+        return total

@@ -1,0 +1,68 @@
+"""Stage 2: the context model alone, in fp32, on the finished auto-encoder's latents and at the shipped steps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from service.codec.steps import step_size
+from training.config import Config
+from training.context import ContextModel
+from training.latents import encode_crops, finished_vae, shipped_steps
+from training.loop import Progress
+
+
+@torch.no_grad()
+def rescale(context: ContextModel, scale: float) -> None:
+    """Make a model of latents into one of latents divided by ``scale``, exactly (but for the clamps)."""
+    for item in context.passes:
+        item.window.weight.mul_(scale)
+        # log(step) was that of the raw latent: log(step / scale) + log(scale)
+        item.window.bias.add_(item.step.weight[:, 0] * math.log(scale))
+        means = item.out.weight.shape[0] // 2
+        item.out.weight[:means].div_(scale)
+        item.out.bias[:means].div_(scale)
+        item.out.bias[means:].sub_(math.log(scale))
+
+
+def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
+    """The finished context model and the latent's scale."""
+    state = torch.load(folder / "scale.pt", weights_only=True)
+    context = ContextModel(config.context.group_sizes, config.context.hidden)
+    progress = Progress("context", {"context": context}, config.context_stage, folder)
+    if progress.step == 0:
+        raise SystemExit(f"{folder} holds no context model: run `python -m training context` first")
+    averaged = progress.averaged["context"]
+    assert isinstance(averaged, ContextModel)
+    return averaged, float(state["scale"])
+
+
+def train(config: Config, images: list[Path], folder: Path) -> None:
+    """Train for the configured minutes; the bits are those of rounded latents, not of noisy ones."""
+    encoded = encode_crops(config, images, folder, 6144)
+    latents = encoded.latents / encoded.scale
+    torch.save({"scale": torch.tensor(encoded.scale)}, folder / "scale.pt")
+    context = ContextModel(config.context.group_sizes, config.context.hidden)
+    context.load_state_dict(finished_vae(config, folder).averaged["context"].state_dict())
+    rescale(context, encoded.scale)
+    progress = Progress("context", {"context": context}, config.context_stage, folder)
+    steps = torch.tensor([step_size(index) for index in shipped_steps(config, encoded.scale)])
+    pixels = config.data.crop**2
+    generator = torch.Generator().manual_seed(config.seed + progress.step)
+    total = 0.0
+    while progress.fraction < 1:
+        chosen = torch.randint(len(latents), (config.context_stage.batch,), generator=generator)
+        step = steps[torch.randint(len(steps), (len(chosen),), generator=generator)]
+        width = step.view(-1, 1, 1, 1)
+        known = torch.round(latents[chosen] / width) * width
+        bpp = context(known, known, step) / pixels
+        # in proportion: a coarse picture's bits count as much as a fine one's
+        loss = (bpp / (bpp.detach() + 0.02)).mean()
+        progress.update(loss)
+        total += float(bpp.detach().mean())
+        if progress.step % 200 == 0:
+            progress.log(bpp=round(total / 200, 5), scale=round(encoded.scale, 4))
+            total = 0.0
+    progress.save()

@@ -1,0 +1,104 @@
+"""Pictures from folders and tars, split by hash of the name, served as random crops.  Knows nothing of models."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import queue
+import random
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.config import Data
+
+SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
+
+
+def read_pictures(sources: list[Path]) -> dict[str, bytes]:
+    """File name to bytes, of every picture in the given folders and tar files."""
+    found: dict[str, bytes] = {}
+    for source in sources:
+        if source.is_dir():
+            for path in sorted(source.rglob("*")):
+                if path.suffix.lower() in SUFFIXES:
+                    found[path.name] = path.read_bytes()
+        else:
+            with tarfile.open(source) as tar:
+                for member in tar:
+                    if Path(member.name).suffix.lower() in SUFFIXES and (file := tar.extractfile(member)):
+                        found[Path(member.name).name] = file.read()
+    if not found:
+        raise SystemExit(f"no pictures in {', '.join(map(str, sources))}")
+    return found
+
+
+def is_validation(name: str, percent: int) -> bool:
+    """Whether a picture is kept from training; decided by its name alone, so that every run agrees."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < percent
+
+
+class Pictures:
+    """Decoded pictures in memory, as RGB, shrunk never enlarged; those smaller than a crop are left out."""
+
+    def __init__(self, sources: list[Path], config: Data, *, validation: bool) -> None:
+        self.config = config
+        chosen = [
+            content
+            for name, content in sorted(read_pictures(sources).items())
+            if is_validation(name, config.validation_percent) == validation
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            decoded = pool.map(lambda content: Image.open(io.BytesIO(content)).convert("RGB"), chosen)
+            self.pictures = [picture for picture in decoded if min(picture.size) >= config.crop]
+        # A large picture holds many different crops: draw it more often, but not in proportion.
+        self.weights = [(picture.width * picture.height) ** 0.5 for picture in self.pictures]
+
+    def random_crop(self, rng: random.Random) -> np.ndarray:
+        """One crop, uint8 (crop, crop, 3): a random window at a random scale, mirrored half the time."""
+        picture = rng.choices(self.pictures, self.weights)[0]
+        crop = self.config.crop
+        most = min(min(picture.size) / crop, self.config.largest_downscale)
+        side = crop * most ** rng.random()
+        left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
+        if side < 1.1 * crop:  # cut without resampling
+            left, top, side = round(left), round(top), crop
+            left, top = min(left, picture.width - crop), min(top, picture.height - crop)
+            piece = picture.crop((left, top, left + crop, top + crop))
+        else:
+            piece = picture.resize((crop, crop), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        pixels = np.asarray(piece)
+        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+    def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
+        """Endless uint8 batches (size, 3, crop, crop), cut by one thread ahead of the model."""
+        ready: queue.Queue[torch.Tensor] = queue.Queue(4)
+
+        def cut() -> None:
+            rng = random.Random(seed)
+            while True:
+                ready.put(to_tensor(np.stack([self.random_crop(rng) for _ in range(size)])))
+
+        threading.Thread(target=cut, daemon=True).start()
+        while True:
+            yield ready.get()
+
+    def centre_crops(self, count: int) -> torch.Tensor:
+        """The centre crops of the first ``count`` pictures, uint8 (count, 3, crop, crop)."""
+        crop = self.config.crop
+        pieces = []
+        for picture in self.pictures[:count]:
+            left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
+            pieces.append(np.asarray(picture.crop((left, top, left + crop, top + crop))))
+        return to_tensor(np.stack(pieces))
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (N, H, W, 3) to uint8 (N, 3, H, W), channels last in memory."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
