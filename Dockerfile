@@ -14,7 +14,7 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/sdc --create-home sdc
 COPY --from=build /opt/sdc /opt/sdc
 ENV PATH=/opt/sdc/bin:$PATH PYTHONUNBUFFERED=1 \
     SDC_HOST=0.0.0.0 SDC_PORT=8080 SDC_STORE_URL=file:///var/lib/sdc/store
-USER sdc
+USER 10001
 VOLUME /var/lib/sdc
 EXPOSE 8080
 STOPSIGNAL SIGTERM

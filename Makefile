@@ -41,6 +41,7 @@ test: setup check ## lint, types, import contract and every test that needs pip 
 	$(BIN)/python -m pytest -m "not system"
 
 test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
+	command -v curl >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends curl; }
 	$(BIN)/python -m pytest -m system
 
 check: setup ## lint, types, import contract

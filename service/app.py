@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
@@ -12,6 +12,7 @@ from service import __version__
 from service.api import blobs, health, pictures, problems
 from service.api.middleware import BodyLimit, Telling
 from service.api.services import Services
+from service.errors import SdcError
 from service.pipeline import open_pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore, open_store
@@ -24,9 +25,17 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log = structlog.get_logger()
-        store = BlobStore(open_store(settings.store_url), settings.store_timeout_s)
-        await store.check()
-        async with open_pipeline(settings) as pipeline:
+        async with AsyncExitStack() as stack:
+            try:
+                store = BlobStore(open_store(settings.store_url), settings.store_timeout_s)
+                await store.check()
+                pipeline = await stack.enter_async_context(open_pipeline(settings))
+            except SdcError as error:
+                log.error("start failed", kind=error.kind, detail=error.detail)
+                raise
+            except Exception:
+                log.exception("start failed")
+                raise
             app.state.services = Services(pipeline, store, settings)
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(

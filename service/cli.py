@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -144,7 +144,7 @@ def render(
     _each(files, output, f".{to}", _settings(model), one)
 
 
-def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: object) -> None:
+def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: Callable[[Pipeline, Path], Awaitable[bytes]]) -> None:
     """Run ``one`` on every file, two at a time, with a progress bar; a bad file is reported and the rest go on."""
     from service.pipeline import open_pipeline
 
@@ -168,7 +168,7 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
                     nonlocal failed
                     async with gate:
                         try:
-                            content = await one(pipeline, path)  # type: ignore[operator]
+                            content = await one(pipeline, path)
                             target = output / path.with_suffix(suffix).name
                             _write_whole(target, content)
                             out.print(f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, soft_wrap=True)
@@ -241,10 +241,10 @@ def doctor(model: Model = None) -> None:
     table = Table("check", "result", show_lines=False)
     ok = True
 
-    def check(name: str, probe: object) -> None:
+    def check(name: str, probe: Callable[[], str]) -> None:
         nonlocal ok
         try:
-            table.add_row(name, str(probe()))  # type: ignore[operator]
+            table.add_row(name, probe())
         except Exception as error:
             ok = False
             table.add_row(name, f"[red]{getattr(error, 'detail', error)}[/]")

@@ -12,9 +12,9 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -101,9 +101,16 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, stage: str, started: float) -> None:
-        took = time.perf_counter() - started
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + took
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent in the block, waiting included, towards a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            metrics.STAGE_SECONDS.labels(stage=stage).observe(seconds)
 
 
 def name_of(*parts: bytes) -> str:
@@ -146,16 +153,13 @@ class Pipeline:
         Raises the errors of ``open_picture``, SizeUnreachable and Overloaded.
         """
         stages = Stages()
-        started = time.perf_counter()
-        picture = await self._off_loop(open_picture, source, self.settings.max_pixels)
-        stages.add("open", started)
-        started = time.perf_counter()
+        with stages.timed("open"):
+            picture = await self._off_loop(open_picture, source, self.settings.max_pixels)
         tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
-        latent = await self._encode(picture.rgb, tiling, lane)
-        stages.add("encode", started)
-        started = time.perf_counter()
-        blob = await self._off_loop(self._code, latent, picture, tiling, options)
-        stages.add("code", started)
+        with stages.timed("encode"):
+            latent = await self._encode(picture.rgb, tiling, lane)
+        with stages.timed("code"):
+            blob = await self._off_loop(self._code, latent, picture, tiling, options)
         return Compressed(container.write(blob), blob, stages.seconds)
 
     def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
@@ -203,23 +207,20 @@ class Pipeline:
         if options.extension == "webp" and max(blob.width, blob.height) > WEBP_LARGEST_SIDE:
             raise BadParameter(f"WebP holds {WEBP_LARGEST_SIDE} pixels a side at most: ask for another format")
         picture = await self.restore(blob, self.steps_of(options), stages)
-        started = time.perf_counter()
-        written = await self._off_loop(write_picture, picture, options.extension, options.quality)
-        stages.add("write", started)
+        with stages.timed("write"):
+            written = await self._off_loop(write_picture, picture, options.extension, options.quality)
         return Rendered(written, stages.seconds)
 
     async def restore(self, blob: Blob, steps: int, stages: Stages | None = None) -> Picture:
         """Blob to pixels."""
         stages = stages or Stages()
-        started = time.perf_counter()
-        latent = await self._off_loop(self.codec.decode, blob)
         alpha = None
-        if container.ALPHA in blob.sections:
-            alpha = await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
-        stages.add("decode", started)
-        started = time.perf_counter()
-        rgb = await self._decode(latent, blob, steps)
-        stages.add("render", started)
+        with stages.timed("decode"):
+            latent = await self._off_loop(self.codec.decode, blob)
+            if container.ALPHA in blob.sections:
+                alpha = await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
+        with stages.timed("render"):
+            rgb = await self._decode(latent, blob, steps)
         return Picture(rgb, alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: int) -> Plane:
@@ -247,12 +248,7 @@ class Pipeline:
 
     async def _off_loop(self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         """Run on a CPU worker: numpy and Pillow release the interpreter for their long calls."""
-        loop = asyncio.get_running_loop()
-        started = time.perf_counter()
-        try:
-            return await loop.run_in_executor(self._workers, lambda: call(*args, **kwargs))
-        finally:
-            metrics.STAGE_SECONDS.labels(stage=getattr(call, "__name__", "call")).observe(time.perf_counter() - started)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: call(*args, **kwargs))
 
     async def close(self) -> None:
         await self.batcher.close()

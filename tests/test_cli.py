@@ -1,12 +1,9 @@
+import io
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from tests.conftest import Plane, make_picture, png
+from tests.servers import running
 
 runner = CliRunner()
 
@@ -90,45 +88,43 @@ def test_help(command: list[str]) -> None:
     assert "Usage" in sdc(*command, "--help")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_real_server_gives_the_blob_the_command_line_gives(tmp_path: Path, photo_file: Path) -> None:
-    """The bundled model, a real process: ready, compress, render, SIGTERM, exit 0."""
-    port = free_port()
-    environment = {**os.environ, "SDC_STORE_URL": f"file://{tmp_path}/store", "SDC_MAX_BATCH": "4"}
-    arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(arguments, env=environment, stderr=log, stdout=log)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{base}/readyz", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        request = urllib.request.Request(f"{base}/compress?max_bytes=4000", photo_file.read_bytes(), {"Accept": "application/vnd.sdc"})
+    """The bundled model, a real process: ready, compress, render, SIGTERM, exit."""
+    with running(tmp_path) as server:
+        request = urllib.request.Request(
+            f"{server.base}/compress?max_bytes=4000", photo_file.read_bytes(), {"Accept": "application/vnd.sdc"}
+        )
         with urllib.request.urlopen(request, timeout=60) as reply:
             over_http, location = reply.read(), reply.headers["Location"]
-        with urllib.request.urlopen(f"{base}{location}.png", timeout=60) as reply:
-            rendered = reply.read()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
-    log_text = (tmp_path / "log").read_text()
-    assert code in (0, -signal.SIGTERM), log_text
-    assert '"event": "stopped"' in log_text
-    assert "loopback only" in log_text
-    assert re.search(r'"event": "ready"', log_text)
+        with urllib.request.urlopen(f"{server.base}{location}.png", timeout=60) as reply:
+            rendered = np.asarray(Image.open(io.BytesIO(reply.read())))
+    log = server.log.read_text()
+    assert server.process.returncode in (0, -signal.SIGTERM), log
+    for words in ('"event": "ready"', '"event": "stopped"', "loopback only"):
+        assert words in log
     sdc("compress", photo_file, "-o", tmp_path / "out", "--max-bytes", 4000)
     assert (tmp_path / "out" / "cat.sdc").read_bytes() == over_http
     sdc("render", tmp_path / "out" / "cat.sdc", "-o", tmp_path / "back")
-    assert np.asarray(Image.open(tmp_path / "back" / "cat.png")).shape == (300, 451, 3)
-    assert rendered[:4] == b"\x89PNG"
+    assert (np.asarray(Image.open(tmp_path / "back" / "cat.png")) == rendered).all()
+
+
+def test_the_port_is_taken(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot listen says so and exits non-zero."""
+    monkeypatch.setenv("SDC_STORE_URL", f"file://{tmp_path}/store")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--model", str(small_model)]
+        done = subprocess.run(arguments, capture_output=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert b"address already in use" in done.stderr + done.stdout
+
+
+def test_a_bad_model_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDC_STORE_URL", f"file://{tmp_path}/store")
+    arguments = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--model", str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "no sdc.json" in done.stderr
+    assert "Traceback" not in done.stderr

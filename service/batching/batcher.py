@@ -139,7 +139,7 @@ class Batcher:
                             request.future.set_result(result)
                 seconds = self._clock() - started
                 self._learn(seconds, sum(request.cost for request in batch))
-                metrics.STAGE_SECONDS.labels(stage=operation).observe(seconds)
+                metrics.STAGE_SECONDS.labels(stage=f"device-{operation}").observe(seconds)
         finally:
             self._closing = True
             for (operation, _, _), waiting in self._buckets.items():

@@ -14,9 +14,9 @@ Plane = npt.NDArray[np.uint8]
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:
-    """Pillow ``optimize``, 4:2:0, then mozjpeg's lossless optimisation (progressive scans)."""
+    """Pillow ``optimize``, 4:2:0, then mozjpeg's lossless optimisation (progressive scans).  JPEG has no quality 0: it is 1."""
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=quality, optimize=True, subsampling="4:2:0")
+    picture.save(out, "JPEG", quality=max(quality, 1), optimize=True, subsampling="4:2:0")
     optimised: bytes = mozjpeg_lossless_optimization.optimize(out.getvalue())
     return optimised
 
@@ -37,9 +37,9 @@ RIVALS: dict[str, Callable[[Image.Image, int], bytes]] = {"JPEG": jpeg, "WebP": 
 
 
 def at_least(encode: Callable[[Image.Image, int], bytes], pixels: Plane, size: int) -> tuple[bytes, Plane]:
-    """The file of the lowest quality (1..100) with at least ``size`` bytes, or of quality 100, and what it shows."""
+    """The file of the lowest quality (0..100) with at least ``size`` bytes, or of quality 100, and what it shows."""
     picture = Image.fromarray(pixels)
-    low, high = 0, 100
+    low, high = -1, 100
     while high - low > 1:
         middle = (low + high) // 2
         if len(encode(picture, middle)) >= size:

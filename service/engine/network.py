@@ -27,7 +27,7 @@ EMPTY_PROMPT = "empty_prompt.safetensors"
 """text embedding of the empty prompt, (1, tokens, width), for U-Nets that want one"""
 
 
-def _load(folder: Path, part: str, classes: dict[str, Any]) -> Any:
+def _load(folder: Path, part: str, classes: dict[str, Any], dtype: torch.dtype) -> Any:
     """``from_pretrained`` with the class the part's own configuration names; raises BadModel."""
     config = folder / part / "config.json"
     try:
@@ -36,7 +36,7 @@ def _load(folder: Path, part: str, classes: dict[str, Any]) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
     try:
-        return cls.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        return cls.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise BadModel(f"{folder / part} cannot be loaded: {error}") from error
 
@@ -45,10 +45,10 @@ class Networks:
     """Auto-encoder, U-Net and noise schedule of one folder, on one device in one number format."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self._vae = _load(folder, "vae", AUTOENCODERS)
-        self._unet = _load(folder, "unet", UNETS)
+        self._vae = _load(folder, "vae", AUTOENCODERS, dtype)
+        self._unet = _load(folder, "unet", UNETS, dtype)
         for network in (self._vae, self._unet):
-            network.requires_grad_(False).eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
         except OSError as error:

@@ -8,6 +8,15 @@ import sys
 import structlog
 
 
+class _Forward(logging.Handler):
+    """Passes what uvicorn says on to structlog, without the trace of a failed start: ``service.app`` has said it in one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if not message.startswith("Traceback"):
+            structlog.get_logger().log(record.levelno, message, logger=record.name)
+
+
 def configure(level: str = "info") -> None:
     """Set up structlog once, at start."""
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
@@ -23,3 +32,6 @@ def configure(level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    uvicorn = logging.getLogger("uvicorn")
+    uvicorn.handlers, uvicorn.propagate = [_Forward()], False
+    uvicorn.setLevel(logging.WARNING)

@@ -1,0 +1,111 @@
+"""The model in the repository: small enough, useful, and its files stay readable."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.bench.metrics import Plane, Quality, as_array, measure
+from service.bench.rd import ours
+from service.bench.rivals import RIVALS, at_least
+from service.codec.codec import Codec, Frame
+from service.codec.steps import dequantise
+from service.manifest import read_manifest
+from service.pipeline import open_pipeline
+from service.settings import BUNDLED_MODEL, Settings
+
+CROP = 288
+
+
+def test_the_weights_are_25_megabytes_at_most() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED_MODEL.rglob("*") if path.is_file()) <= 25_000_000
+
+
+def test_nothing_is_pickled() -> None:
+    assert {path.suffix for path in BUNDLED_MODEL.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md"}
+
+
+def crops(photos: dict[str, Plane]) -> list[Plane]:
+    found = []
+    for picture in photos.values():
+        top, left = (picture.shape[0] - CROP) // 2, (picture.shape[1] - CROP) // 2
+        found.append(np.ascontiguousarray(picture[top : top + CROP, left : left + CROP]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(photos: dict[str, Plane], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Mean quality of each side at 0.155 bpp, the rivals with at least our bytes, on scikit-image's photographs."""
+    qualities: dict[str, list[Quality]] = {}
+    settings = Settings(model=BUNDLED_MODEL, store_url="memory:///")
+
+    async def main() -> None:
+        async with open_pipeline(settings) as pipeline:
+            for pixels in crops(photos):
+                size, shown = await ours(pipeline, pixels, round(0.155 * CROP * CROP / 8), None)
+                qualities.setdefault("sdc", []).append(measure(pixels, shown))
+                _, plain = await ours(pipeline, pixels, size, 0)
+                qualities.setdefault("steps=0", []).append(measure(pixels, plain))
+                for name, encode in RIVALS.items():
+                    qualities.setdefault(name, []).append(measure(pixels, at_least(encode, pixels, size)[1]))
+
+    asyncio.run(main())
+    return {name: as_array(listed).mean(0) for name, listed in qualities.items()}
+
+
+PSNR, MS_SSIM, SSIMULACRA2, FEATURE = range(4)
+
+
+def test_it_beats_jpeg_everywhere(compared: dict[str, np.ndarray]) -> None:
+    ours_, jpeg = compared["sdc"], compared["JPEG"]
+    assert ours_[PSNR] > jpeg[PSNR] + 1.5
+    assert ours_[MS_SSIM] > jpeg[MS_SSIM]
+    assert ours_[SSIMULACRA2] > jpeg[SSIMULACRA2]
+    assert ours_[FEATURE] < jpeg[FEATURE]
+
+
+def test_it_beats_webp_on_structure(compared: dict[str, np.ndarray]) -> None:
+    assert compared["sdc"][MS_SSIM] > compared["WebP"][MS_SSIM]
+
+
+def test_the_unet_does_no_harm(compared: dict[str, np.ndarray]) -> None:
+    with_unet, without = compared["sdc"], compared["steps=0"]
+    assert with_unet[PSNR] > without[PSNR] - 0.05
+    assert with_unet[FEATURE] < without[FEATURE] + 0.005
+
+
+def golden_symbols(codec: Codec) -> np.ndarray:
+    channels = codec.manifest.latent_channels
+    c, y, x = np.mgrid[0:channels, 0:7, 0:9]
+    return ((y * 5 + x * 3 + c * 7) % 9 - 4).astype(np.int32)
+
+
+def test_golden_file_of_the_bundled_profile() -> None:
+    """A change here means that files of released models can no longer be read."""
+    codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
+    symbols = golden_symbols(codec)
+    content = codec.entropy.encode(symbols, 110)
+    assert f"{codec.code_identity.hex()} {len(content)} {hashlib.sha256(content).hexdigest()[:16]}" == "GOLDEN"
+    blob = codec.encode(dequantise(symbols, 110), Frame(140, 100), 110)
+    assert (codec.decode_symbols(blob) == symbols).all()
+
+
+def test_real_files_are_within_5_percent_of_their_ideal(photos: dict[str, Plane]) -> None:
+    from service.codec.container import LATENT
+    from service.codec.steps import quantise
+    from service.engine.engine import Engine
+
+    engine = Engine(BUNDLED_MODEL)
+    codec = Codec(BUNDLED_MODEL, engine.manifest)
+    for pixels in crops(photos):
+        latent = engine.encode(pixels[None])[0]
+        for quality in (20, 50, 80):
+            index = engine.manifest.rate_points.step_index(quality)
+            payload = len(codec.encode(latent, Frame(CROP, CROP), index).sections[LATENT])
+            assert payload <= 1.05 * codec.entropy.ideal_bits(quantise(latent, index), index) / 8
+
+
+def test_the_model_card_is_there() -> None:
+    assert "Licence" in (Path(BUNDLED_MODEL) / "MODEL_CARD.md").read_text()
