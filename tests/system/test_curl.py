@@ -36,7 +36,8 @@ def test_the_readme(server: Server, tmp_path: Path, photo: Plane) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     assert (tmp_path / "cat.sdc").stat().st_size <= 4000
     for name in ("cat.webp", "again.png"):
-        assert Image.open(tmp_path / name).size == (451, 300)
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (451, 300)
     assert '"method":"latent"' in done.stdout
     assert "etag: w/" in done.stdout.lower()
 

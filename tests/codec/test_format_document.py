@@ -1,0 +1,176 @@
+"""A second reader, written from docs/FORMAT.md alone, in plain Python integers: what it reads must be what the service reads."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import constriction
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from service.codec import container
+from service.codec.codec import Codec, Frame
+from service.codec.steps import quantise
+from service.codec.tables import laplace_counts
+from service.manifest import read_manifest
+from service.settings import BUNDLED_MODEL
+
+PHASES = [(0, 0), (1, 1), (0, 1), (1, 0)]
+Prediction = tuple[list[int], list[int]]
+Predict = Callable[[int, int, list[list[list[int]]]], Prediction]
+
+
+def header(content: bytes) -> tuple[int, int, int, bytes]:
+    """Width, height, step index and latent section of an untiled file."""
+    assert content[:4] == b"SDC\x01"
+    assert zlib.crc32(content[:-4]) == struct.unpack("<I", content[-4:])[0]
+    at = 12
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = content[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    width, height = varint(), varint()
+    method, flags, step_index, sections = content[at : at + 4]
+    at += 4
+    assert (method, flags, sections) == (0, 0, 1)
+    assert content[at] == 0
+    at += 1
+    length = varint()
+    return width, height, step_index, content[at : at + length]
+
+
+def fixed(exponent: Fraction) -> int:
+    """round(4096 * 2 ** exponent)."""
+    return round(4096 * 2 ** float(exponent))
+
+
+def clip(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
+
+
+class Reader:
+    def __init__(self, groups: list[int], counts: np.ndarray, step_index: int) -> None:
+        self.groups, self.counts = groups, counts
+        octaves = Fraction(step_index - 128, 32)
+        self.step, self.inverse, self.index = fixed(octaves), fixed(-octaves), step_index
+
+    def seen(self, q: int) -> int:
+        return clip(q * self.step // 64, -4095, 4095)
+
+    def read(self, payload: bytes, channels: int, height: int, width: int, predict: Predict) -> np.ndarray:
+        words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
+        decoder = constriction.stream.queue.RangeDecoder(words)
+        categorical, uniform = constriction.stream.model.Categorical(perfect=False), constriction.stream.model.Uniform()
+        q = np.zeros((channels, height, width), int)
+        known = np.zeros((channels, height, width), bool)
+        start = 0
+        for group, size in enumerate(self.groups):
+            for phase, (row, column) in enumerate(PHASES):
+                places = [(y, x) for y in range(row, height, 2) for x in range(column, width, 2)]
+                if not places:
+                    continue
+                plans = []
+                for y, x in places:
+                    window = [
+                        [
+                            [
+                                self.seen(int(q[c, v, u])) if 0 <= v < height and 0 <= u < width and known[c, v, u] else 0
+                                for u in range(x - 2, x + 3)
+                            ]
+                            for v in range(y - 2, y + 3)
+                        ]
+                        for c in range(start + size)
+                    ]
+                    means, scales = predict(group, phase, window)
+                    plans += [self.plan(m, s) for m, s in zip(means, scales, strict=True)]
+                rows = np.array([self.counts[row_, offset] / 65536 for _, _, row_, offset in plans])
+                high = decoder.decode(categorical, rows).astype(int) - 24
+                escaped = np.flatnonzero(high == 25)
+                if len(escaped):
+                    high[escaped] = decoder.decode(uniform, np.full(len(escaped), 1 << 20, np.int32)).astype(int) - (1 << 19)
+                bits = np.array([k for k, _, _, _ in plans])
+                low = np.zeros(len(plans), int)
+                wide = np.flatnonzero(bits)
+                if len(wide):
+                    low[wide] = decoder.decode(uniform, (1 << bits[wide]).astype(np.int32))
+                centres = np.array([centre for _, centre, _, _ in plans])
+                values = ((high << bits) + low + centres).reshape(len(places), size)
+                for (y, x), value in zip(places, values, strict=True):
+                    q[start : start + size, y, x] = value
+                for y, x in places:
+                    known[start : start + size, y, x] = True
+            start += size
+        return q
+
+    @staticmethod
+    def plan(m: int, s: int) -> tuple[int, int, int, int]:
+        k = max(0, -((8 - s) // 8))
+        row = clip(s - 8 * k, -32, 8) + 32
+        offset = (m & 7) if k == 0 else ((m & 7) + 4) >> k
+        return k, (m >> 3) - ((1 << k) >> 1 if k else 0), row, offset
+
+    def laplace(self, group: int, phase: int, window: list[list[list[int]]]) -> Prediction:
+        earlier = PHASES[:phase]
+        here = PHASES[phase]
+        places = [(v, u) for v in range(5) for u in range(5) if ((here[0] + v) % 2, (here[1] + u) % 2) in earlier]
+        scales = []
+        for plane in window:
+            magnitude = (sum(abs(plane[v][u]) for v, u in places) + 90) // (len(places) + 2)
+            x = magnitude * self.inverse // 64
+            scales.append(-32 + sum(self.threshold(i) <= x for i in range(-32, 72)))
+        return [0] * len(scales), scales
+
+    @staticmethod
+    def threshold(i: int) -> int:
+        return int(4096 * 2 ** ((2 * i + 1) / 16)) + 1
+
+    def context(self, tensors: dict[str, np.ndarray]) -> Predict:
+        def predict(group: int, phase: int, window: list[list[list[int]]]) -> Prediction:
+            part = {name: tensors[f"{4 * group + phase}.{name}"].astype(object) for name in (
+                "window", "window_bias", "window_step", "middle", "middle_bias", "out", "out_bias"
+            )}  # fmt: skip
+            v = np.array([value for plane in window for line in plane for value in line], object)
+            h = [clip(t // 256, 0, 65536) for t in v @ part["window"] + part["window_bias"] + (self.index - 128) * part["window_step"]]
+            h = [clip(t // 1024, 0, 65536) for t in np.array(h, object) @ part["middle"] + part["middle_bias"]]
+            o = [t // 1024 for t in np.array(h, object) @ part["out"] + part["out_bias"]]
+            half = len(o) // 2
+            # clip(...) * I * 8 / 256, then + 2048, / 4096: exact rationals, one floor
+            means = [int((Fraction(clip(t, -16384, 16384) * self.inverse * 8, 256) + 2048) // 4096) for t in o[:half]]
+            above = (Fraction(self.index - 128, 4) + Fraction(1, 2)).__floor__()
+            scales = [clip((t + 128) // 256 - above, -32, 72) for t in o[half:]]
+            return means, scales
+
+        return predict
+
+
+@pytest.mark.parametrize("step_index", [20, 90, 128, 170])
+def test_the_laplace_profile(small_model: Path, step_index: int) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    latent = np.random.default_rng(step_index).laplace(scale=2, size=codec.latent_shape(75, 52)).astype(np.float32)
+    width, height, index, payload = header(container.write(codec.encode(latent, Frame(75, 52), step_index)))
+    assert (width, height, index) == (75, 52, step_index)
+    reader = Reader([4], laplace_counts(), index)
+    read = reader.read(payload, *latent.shape, reader.laplace)
+    assert (read == quantise(latent, step_index)).all()
+
+
+@pytest.mark.parametrize("step_index", [40, 110])
+def test_the_bundled_profile(step_index: int) -> None:
+    codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
+    latent = np.random.default_rng(step_index).laplace(scale=0.8, size=codec.latent_shape(75, 52)).astype(np.float32)
+    _, _, index, payload = header(container.write(codec.encode(latent, Frame(75, 52), step_index)))
+    tensors = load_file(BUNDLED_MODEL / "entropy.safetensors")
+    reader = Reader(tensors["group_sizes"].tolist(), tensors["counts"], index)
+    read = reader.read(payload, *latent.shape, reader.context(tensors))
+    assert (read == quantise(latent, step_index)).all()
