@@ -27,7 +27,7 @@ from service.codec.container import Blob, Tiling
 from service.codec.methods import method_number
 from service.codec.steps import Latent, step_size
 from service.engine.engine import DECODER_VERSION, Engine
-from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, paste, tiles
+from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border_cells, paste, tiles
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.opening import open_picture
 from service.imaging.picture import Picture, Plane
@@ -114,8 +114,8 @@ class Stages:
 
 
 def name_of(*parts: bytes) -> str:
-    """26 lower-case base32 characters of SHA-256 over the parts."""
-    digest = hashlib.sha256(b"\0".join(parts)).digest()
+    """26 lower-case base32 characters of SHA-256 over the digests of the parts: digests, so that no part can run into the next."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
     return base64.b32encode(digest).decode().lower()[:26]
 
 
@@ -130,8 +130,7 @@ class Pipeline:
 
     def id_of(self, source: bytes, options: CompressOptions) -> str:
         """The id of a photo compressed with these options by this model: known before any work."""
-        digest = hashlib.sha256(source).digest()
-        return name_of(digest, options.canonical().encode(), self.codec.code_identity, self.codec.model_identity)
+        return name_of(b"photo", source, options.canonical().encode(), self.codec.code_identity, self.codec.model_identity)
 
     def id_of_blob(self, content: bytes) -> str:
         """The id of an uploaded blob: its own digest."""
@@ -173,9 +172,12 @@ class Pipeline:
     async def _encode(self, rgb: Plane, tiling: Tiling | None, lane: Lane) -> Latent:
         factor = self.engine.manifest.downscale
         height, width = rgb.shape[:2]
-        padded = np.pad(rgb, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
+        border = border_cells(width, height) * factor
+        padded = np.pad(rgb, ((border, -height % factor + border), (border, -width % factor + border), (0, 0)), mode="edge")
         if tiling is None:
-            return await self._submit_encode(padded, lane)
+            whole = await self._submit_encode(padded, lane)
+            inner = slice(border // factor, -border // factor or None)
+            return np.ascontiguousarray(whole[:, inner, inner])
         latent = np.empty(self.codec.latent_shape(width, height), np.float32)
         for tile in tiles(latent.shape[1], latent.shape[2], tiling.side // factor, tiling.margin // factor):
             rows, columns = tile.rows, tile.columns
@@ -224,15 +226,18 @@ class Pipeline:
         return Picture(rgb, alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: int) -> Plane:
+        factor = self.engine.manifest.downscale
         size = np.float32(step_size(blob.step_index))
         if blob.tiling is None:
-            whole = await self._submit_render(latent, size, steps)
-            return np.ascontiguousarray(whole[: blob.height, : blob.width])
-        factor = self.engine.manifest.downscale
+            cells = border_cells(blob.width, blob.height)
+            border = cells * factor
+            surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
+            whole = await self._submit_render(surrounded, size, steps)
+            return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
-        cells = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
-        for cell, tile in zip(cells, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
+        windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
+        for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
             piece = await self._submit_render(np.ascontiguousarray(window), size, steps)
             await self._off_loop(paste, canvas, tile, piece, margin // 2)

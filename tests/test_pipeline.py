@@ -45,6 +45,21 @@ def test_every_size_comes_back_at_its_size(bundled_settings: Settings, height: i
     run(bundled_settings, scenario)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 200), (20, 20), (31, 64), (64, 64)])
+def test_small_flat_pictures_keep_their_colour(bundled_settings: Settings, height: int, width: int) -> None:
+    """A picture that is all border must not turn grey."""
+    colours = [(9, 200, 30), (250, 250, 250), (180, 20, 40), (20, 30, 160)]
+
+    async def scenario(pipeline: Pipeline) -> None:
+        for colour in colours:
+            pixels = np.full((height, width, 3), colour, np.uint8)
+            compressed = await pipeline.compress(png(pixels), CompressOptions(quality=60))
+            shown = (await pipeline.restore(compressed.blob, 1)).rgb
+            assert np.abs(shown.mean((0, 1)) - colour).max() < 12, (colour, shown.mean((0, 1)))
+
+    run(bundled_settings, scenario)
+
+
 def test_alpha_travels_losslessly(bundled_settings: Settings) -> None:
     alpha = np.random.default_rng(0).integers(0, 256, (90, 70)).astype(np.uint8)
     source = write_picture(Picture(make_picture(90, 70), alpha), "png")

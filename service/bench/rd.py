@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -65,21 +66,24 @@ async def _at(pipeline: Pipeline, pictures: dict[str, Plane], budget: int, out: 
             content, shown = await asyncio.to_thread(at_least, encode, pixels, sizes["sdc"][-1])
             note(name, len(content), shown, pixels)
 
-    table = Table("", "bytes", *NAMES, "wins of sdc, same order", title=f"{budget} B at 512x512: mean (median, worst), n={len(pictures)}")
+    table = Table("", "", "bytes", *NAMES, title=f"{budget} B at 512x512, n={len(pictures)}")
     mine = as_array(qualities["sdc"])
+    signs = np.where(HIGHER_IS_BETTER, 1, -1)
     for name, listed in qualities.items():
         values = as_array(listed)
-        cells = []
-        for column, higher in enumerate(HIGHER_IS_BETTER):
-            figures = values[:, column]
-            worst = figures.min() if higher else figures.max()
-            digits = 1 if column in (0, 2) else 3
-            cells.append(f"{figures.mean():.{digits}f} ({np.median(figures):.{digits}f}, {worst:.{digits}f})")
-        signs = np.where(HIGHER_IS_BETTER, 1, -1)
-        wins = ((mine - values) * signs > 0).sum(0)
-        table.add_row(name, f"{np.mean(sizes[name]):.0f}", *cells, "" if name == "sdc" else " ".join(map(str, wins)))
+        worst = np.where(HIGHER_IS_BETTER, values.min(0), values.max(0))
+        table.add_row(name, "mean", f"{np.mean(sizes[name]):.0f}", *_cells(values.mean(0)))
+        table.add_row("", "median", f"{np.median(sizes[name]):.0f}", *_cells(np.median(values, 0)))
+        table.add_row("", "worst", f"{np.max(sizes[name])}", *_cells(worst), end_section=name == "sdc")
+        if name != "sdc":
+            wins = ((mine - values) * signs > 0).sum(0)
+            table.add_row("", "sdc better on", "", *(f"{count}/{len(values)}" for count in wins), end_section=True)
     out.print(table)
     return {
         name: [{"picture": key, "bytes": size, **asdict(quality)} for key, size, quality in zip(pictures, sizes[name], listed, strict=True)]
         for name, listed in qualities.items()
     }
+
+
+def _cells(figures: npt.NDArray[np.float64]) -> list[str]:
+    return [f"{figure:.{digits}f}" for figure, digits in zip(figures, (2, 4, 1, 4), strict=True)]

@@ -16,6 +16,15 @@ UNTILED_PIXELS = 1 << 21
 TILE_SIDE = 1024
 TILE_MARGIN = 128
 """covers what the networks see beyond a tile, nearly: the rest is blended over half the margin"""
+SMALL_SIDE = 32
+SMALL_BORDER_CELLS = 2
+"""a picture narrower than SMALL_SIDE pixels is all border to the networks, and loses its colour; it is computed inside a border of its own
+edge, this many latent positions wide, which is not coded.  Larger pictures do better without: the networks know what a border is."""
+
+
+def border_cells(width: int, height: int) -> int:
+    """Latent positions of uncoded border around a picture of this size."""
+    return SMALL_BORDER_CELLS if min(width, height) < SMALL_SIDE else 0
 
 
 @dataclass(frozen=True)

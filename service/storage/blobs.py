@@ -64,8 +64,13 @@ class BlobStore:
         The sidecar goes first, so that a blob which can be seen has one.  Whoever loses a race re-reads what was stored.
         """
         _check(blob_id)
-        await self._create(f"blobs/{blob_id}.json", sidecar)
-        created = await self._create(f"blobs/{blob_id}.sdc", blob)
+        first = await self._create(f"blobs/{blob_id}.json", sidecar)
+        try:
+            created = await self._create(f"blobs/{blob_id}.sdc", blob)
+        except StoreUnavailable:
+            if first:  # a full disk takes the small file and not the large one: leave neither
+                await self._delete(f"blobs/{blob_id}.json")
+            raise
         await self._delete(f"deleted/{blob_id}")
         return created
 
@@ -128,7 +133,7 @@ class BlobStore:
         except TimeoutError as error:
             raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s") from error
         except (OSError, BaseError) as error:
-            raise StoreUnavailable(f"the store failed: {type(error).__name__}") from error
+            raise StoreUnavailable("the store failed: its own words are in the service's log") from error
 
 
 def _check(blob_id: str) -> str:

@@ -42,6 +42,7 @@ def test_a_failure_is_a_problem_without_a_trace(client: TestClient, monkeypatch:
     assert reply.status_code == 500
     assert reply.headers["content-type"] == "application/problem+json"
     assert "secret" not in reply.text
+    assert reply.json()["request_id"] == reply.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("offered", ["abc-123", "a" * 64])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import obstore
 import pytest
 
 from service.errors import NotFound, StoreUnavailable
@@ -95,6 +96,26 @@ def test_a_failing_store_is_unavailable(tmp_path: Path) -> None:
             await store.create(ID, b"blob", b"{}")
 
     run(check)
+
+
+def test_a_store_that_fails_half_way_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes the sidecar and is full for the blob."""
+    store = BlobStore(open_store(f"file://{tmp_path}/store"))
+    real = obstore.put
+
+    def full(where: object, path: str, content: bytes, **options: object) -> object:
+        if path.endswith(".sdc"):
+            raise OSError(28, "No space left on device")
+        return real(where, path, content, **options)  # type: ignore[arg-type, call-overload]
+
+    monkeypatch.setattr("service.storage.blobs.obstore.put", full)
+
+    async def check() -> None:
+        with pytest.raises(StoreUnavailable):
+            await store.create(ID, b"blob", b"{}")
+
+    run(check)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_slow_store_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
