@@ -46,6 +46,17 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+@contextmanager
+def _bench_told() -> Iterator[None]:
+    """As ``_told``, and a word about the extra that benchmarks need."""
+    try:
+        with _told():
+            yield
+    except ModuleNotFoundError as error:
+        err.print(f"[red]error[/]: {error.name} is missing: benchmarks need pip install 'sdc\\[bench]'", soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
 def _settings(model: Path | None = None, **overrides: object) -> Settings:
     from pydantic import ValidationError
 
@@ -306,9 +317,9 @@ def bench_rd(
     model: Model = None,
 ) -> None:
     """Rate and distortion against JPEG, WebP and AVIF at the same bytes."""
-    from service.bench import rd
+    with _bench_told():
+        from service.bench import rd
 
-    with _told():
         rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out)
 
 
@@ -320,18 +331,18 @@ def bench_code(
     model: Model = None,
 ) -> None:
     """Real files against the ideal code length of their own model, and against coding each channel i.i.d."""
-    from service.bench import code
+    with _bench_told():
+        from service.bench import code
 
-    with _told():
         code.main(_settings(model), images, crop, limit, out)
 
 
 @bench_app.command("speed")
 def bench_speed(images: Images, model: Model = None) -> None:
     """One picture at a time, 512x512: compress and cold render against one AVIF encode of the same size."""
-    from service.bench import speed
+    with _bench_told():
+        from service.bench import speed
 
-    with _told():
         speed.main(_settings(model), images, out)
 
 
