@@ -173,7 +173,8 @@ class Pipeline:
         factor = self.engine.manifest.downscale
         height, width = rgb.shape[:2]
         border = border_cells(width, height) * factor
-        padded = np.pad(rgb, ((border, -height % factor + border), (border, -width % factor + border), (0, 0)), mode="edge")
+        sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
+        padded: Plane = await self._off_loop(lambda: np.pad(rgb, sides, mode="edge"))
         if tiling is None:
             whole = await self._submit_encode(padded, lane)
             inner = slice(border // factor, -border // factor or None)

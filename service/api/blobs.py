@@ -27,14 +27,14 @@ async def upload(request: Request, _: Strict, services: InjectedServices) -> Res
     """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
     content = await read_body(request)
     blob = services.pipeline.parse(content)
-    blob_id = services.pipeline.id_of_blob(content)
-    known = await services.blobs.size(blob_id) is not None
-    if not known:
+    blob_id = await asyncio.to_thread(services.pipeline.id_of_blob, content)
+    created = False
+    if await services.blobs.size(blob_id) is None:
         await asyncio.to_thread(services.pipeline.codec.decode_symbols, blob)
-        await services.store(blob_id, content, {})
+        created = (await services.store(blob_id, content, {}))[1]
     headers = {"Location": f"/blobs/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store"}
     body = services.info(blob_id, blob, len(content)).model_dump_json()
-    return Response(body, 200 if known else 201, headers, "application/json")
+    return Response(body, 201 if created else 200, headers, "application/json")
 
 
 @router.get("/{blob_id}", response_class=Response, responses=NO_ID)

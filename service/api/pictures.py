@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -40,14 +41,15 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
     options = CompressOptions(query.method, query.max_bytes, query.quality)
     source = await read_body(request)
-    blob_id = services.pipeline.id_of(source, options)
+    blob_id = await asyncio.to_thread(services.pipeline.id_of, source, options)  # hashes up to 64 MB
     content = await services.blobs.read(blob_id)
-    status, timing = 200, {}
+    created, timing = False, {}
     if content is None:
         compressed = await services.pipeline.compress(source, options, query.lane)
-        content = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
-        status, timing = 201, {"Server-Timing": server_timing(compressed.seconds)}
+        content, created = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
+        timing = {"Server-Timing": server_timing(compressed.seconds)}
     blob = services.pipeline.parse(content)
+    status = 201 if created else 200
     headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", "Vary": "Accept", **timing}
     if wants_blob(request.headers.get("accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")

@@ -51,11 +51,11 @@ class Services:
             await self._missing(blob_id)
         return cast(bytes, content)
 
-    async def store(self, blob_id: str, content: bytes, facts: dict[str, object]) -> bytes:
-        """Store unless another was first; returns what is stored now."""
+    async def store(self, blob_id: str, content: bytes, facts: dict[str, object]) -> tuple[bytes, bool]:
+        """Store unless another was first; returns what is stored now, and whether this call stored it."""
         if await self.blobs.create(blob_id, content, json.dumps(facts).encode()):
-            return content
-        return await self.read(blob_id)
+            return content, True
+        return await self.read(blob_id), False
 
     async def _missing(self, blob_id: str) -> None:
         if await self.blobs.was_deleted(blob_id):

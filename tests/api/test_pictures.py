@@ -1,5 +1,6 @@
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_the_same_photo_again_costs_no_device_time(client: TestClient) -> None:
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
     assert device_batches() == before
+
+
+def test_the_same_photo_from_many_at_once_is_stored_once(client: TestClient) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: client.post("/compress?quality=17", content=PHOTO), range(8)))
+    assert sorted(reply.status_code for reply in replies) == [200] * 7 + [201]
+    assert len({reply.text for reply in replies}) == 1
 
 
 def test_a_form_and_a_raw_body_are_the_same(client: TestClient) -> None:
