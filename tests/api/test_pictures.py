@@ -34,8 +34,8 @@ def test_the_whole_journey(client: TestClient) -> None:
     assert set(body) == {"id", "bytes", "width", "height", "bpp", "method", "model", "links"}
     assert (body["width"], body["height"], body["method"], body["model"]) == (80, 60, "latent", "small-residual-1")
     assert body["bpp"] == pytest.approx(8 * body["bytes"] / 4800, abs=1e-3)
-    for name, kind in (("png", "PNG"), ("webp", "WEBP")):
-        shown = client.get(body["links"][name])
+    for name, kind in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG"), ("avif", "AVIF")):
+        shown = client.get(body["links"].get(name, f"{body['links']['render']}.{name}"))
         assert shown.status_code == 200
         image = Image.open(io.BytesIO(shown.content))
         assert (image.format, image.size) == (kind, (80, 60))
