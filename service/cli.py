@@ -156,7 +156,7 @@ def render(
 
 
 def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: Callable[[Pipeline, Path], Awaitable[bytes]]) -> None:
-    """Run ``one`` on every file, two at a time, with a progress bar; a bad file is reported and the rest go on."""
+    """Run ``one`` on every file, a few at a time, with a progress bar; a bad file is reported and the rest go on."""
     from service.pipeline import open_pipeline
 
     output.mkdir(parents=True, exist_ok=True)
@@ -261,9 +261,12 @@ def doctor(model: Model = None) -> None:
             table.add_row(name, f"[red]{getattr(error, 'detail', error)}[/]")
 
     def load() -> str:
+        from service.codec.codec import Codec
         from service.pipeline import load_engine
 
-        return load_engine(settings).description
+        engine = load_engine(settings)
+        Codec(settings.model, engine.manifest)
+        return engine.description
 
     def store() -> str:
         asyncio.run(BlobStore(open_store(settings.store_url)).check())

@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.errors import BadModel
 
@@ -54,10 +54,10 @@ class Manifest(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     version: str = Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")
     patch_factor: int = Field(ge=1, le=16, description="Pixel-unshuffle in front of the auto-encoder.")
-    downscale: int = Field(ge=1, le=64, description="Pixels per latent position, in each direction.")
+    downscale: Literal[1, 2, 4, 8, 16, 32, 64] = Field(description="Pixels per latent position, in each direction.")
     latent_channels: int = Field(ge=1, le=512)
-    latent_mean: list[float]
-    latent_std: list[float] = Field(
+    latent_mean: list[FiniteFloat]
+    latent_std: list[FiniteFloat] = Field(
         description="(latent - mean) / std has about unit variance; the auto-encoder's own scaling factor is not applied."
     )
     entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None)

@@ -28,10 +28,10 @@ from service.codec.methods import method_number
 from service.codec.steps import Latent, step_size
 from service.engine.engine import DECODER_VERSION, Engine
 from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border_cells, paste, tiles
-from service.errors import BadParameter, CorruptBlob
+from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture
 from service.imaging.picture import Picture, Plane
-from service.imaging.writing import DEFAULT_QUALITY, WEBP_LARGEST_SIDE, read_alpha, write_alpha, write_picture
+from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
 from service.settings import Settings
 from service.telemetry import metrics
 
@@ -153,7 +153,7 @@ class Pipeline:
         """
         stages = Stages()
         with stages.timed("open"):
-            picture = await self._off_loop(open_picture, source, self.settings.max_pixels)
+            picture = await self._off_loop(open_picture, source, self.settings.max_pixels, container.LARGEST_SIDE)
         tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
         with stages.timed("encode"):
             latent = await self._encode(picture.rgb, tiling, lane)
@@ -200,15 +200,27 @@ class Pipeline:
         """Read a blob's container and check that this model can decode it; raises the errors of ``container.parse``, WrongModel."""
         blob = container.parse(content, self.settings.max_pixels)
         self.codec.check(blob)
+        if blob.model_identity != self.codec.model_identity:
+            raise WrongModel(
+                f"this file was made with model {blob.model_identity.hex()}; this service runs '{self.engine.manifest.name}' "
+                f"({self.codec.model_identity.hex()})"
+            )
         _check_tiling(blob, self.engine.manifest.downscale)
         return blob
+
+    async def verify(self, blob: Blob) -> None:
+        """Decode everything but the pixels; raises CorruptBlob."""
+        await self._off_loop(self.codec.decode_symbols, blob)
+        if container.ALPHA in blob.sections:
+            await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
 
     async def render(self, content: bytes, options: RenderOptions) -> Rendered:
         """Blob to the bytes of a picture."""
         stages = Stages()
         blob = self.parse(content)
-        if options.extension == "webp" and max(blob.width, blob.height) > WEBP_LARGEST_SIDE:
-            raise BadParameter(f"WebP holds {WEBP_LARGEST_SIDE} pixels a side at most: ask for another format")
+        largest_side = FORMATS[options.extension].largest_side
+        if max(blob.width, blob.height) > largest_side:
+            raise BadParameter(f"{options.extension} holds {largest_side} pixels a side at most: ask for another format")
         picture = await self.restore(blob, self.steps_of(options), stages)
         with stages.timed("write"):
             written = await self._off_loop(write_picture, picture, options.extension, options.quality)

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.settings import BUNDLED_MODEL
 from tests.conftest import Plane, make_picture, png
 from tests.servers import running
 
@@ -70,6 +72,13 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "answers" in sdc("doctor")
     monkeypatch.setenv("SDC_STORE_URL", "file:///proc/nowhere")
     sdc("doctor", code=1)
+
+
+def test_doctor_sees_a_broken_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDC_STORE_URL", "memory:///")
+    shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
+    (tmp_path / "model" / "entropy.safetensors").write_bytes(b"broken")
+    sdc("doctor", "--model", tmp_path / "model", code=1)
 
 
 def test_models(small_model: Path, tmp_path: Path) -> None:

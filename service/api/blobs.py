@@ -30,7 +30,7 @@ async def upload(request: Request, _: Strict, services: InjectedServices) -> Res
     blob_id = await asyncio.to_thread(services.pipeline.id_of_blob, content)
     created = False
     if await services.blobs.size(blob_id) is None:
-        await asyncio.to_thread(services.pipeline.codec.decode_symbols, blob)
+        await services.pipeline.verify(blob)
         created = (await services.store(blob_id, content, {}))[1]
     headers = {"Location": f"/blobs/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store"}
     body = services.info(blob_id, blob, len(content)).model_dump_json()

@@ -55,7 +55,9 @@ class Services:
         """Store unless another was first; returns what is stored now, and whether this call stored it."""
         if await self.blobs.create(blob_id, content, json.dumps(facts).encode()):
             return content, True
-        return await self.read(blob_id), False
+        stored = await self.blobs.read(blob_id)
+        # None: deleted between the two calls, so the place is free again
+        return (content, await self.blobs.create(blob_id, content, json.dumps(facts).encode())) if stored is None else (stored, False)
 
     async def _missing(self, blob_id: str) -> None:
         if await self.blobs.was_deleted(blob_id):

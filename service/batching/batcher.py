@@ -29,7 +29,7 @@ Operation = Callable[[Sequence[Any]], Sequence[Any]]
 """takes items of one shape, returns one result for each, in order; runs on the device thread"""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     item: Any
     cost: int
@@ -97,7 +97,14 @@ class Batcher:
         self._buckets.setdefault((operation, lane, shape), deque()).append(request)
         self._change_queued(operation, request, +1)
         self._wake.set()
-        return await request.future
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            waiting = self._buckets.get((operation, lane, shape), ())
+            if request in waiting:
+                self._buckets[operation, lane, shape].remove(request)
+                self._change_queued(operation, request, -1)
+            raise
 
     def predicted_wait_s(self) -> int:
         """Whole seconds until what is queued now will be done, from measured device time; at least 1."""

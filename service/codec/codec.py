@@ -50,7 +50,9 @@ class Codec:
         return self._blob(frame, step_index, payload)
 
     def encode_within(self, latent: Latent, frame: Frame, max_bytes: int) -> Blob:
-        """The finest step whose whole file, header included, has at most ``max_bytes``.
+        """A step whose whole file, header included, has at most ``max_bytes``: the finest, where size falls with the step.
+
+        It does on photographs; on nearly flat pictures, whose files are tiny, a finer step may have fitted too.
 
         The network has already run; a bisection over code length estimates finds the step, and one or two codings settle it.
         Raises SizeUnreachable with the best size when even the coarsest step is too large.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
+from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
 VERSION: Final = 1
 LARGEST_SIDE: Final = 65535
-IDENTITY_BYTES: Final = 4
 
 LATENT: Final = 0
 ALPHA: Final = 1
@@ -51,14 +51,9 @@ class Blob:
     """LATENT always, ALPHA when the picture is not opaque"""
     tiling: Tiling | None = None
 
-    @property
-    def bits_per_pixel(self) -> float:
-        """Of the whole file."""
-        return 8 * len(write(self)) / (self.width * self.height)
-
 
 def write(blob: Blob) -> bytes:
-    """Serialise.  26 to 30 bytes beside the payload for an opaque, untiled picture."""
+    """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture."""
     out = bytearray(MAGIC)
     out.append(VERSION)
     out += blob.code_identity + blob.model_identity
@@ -74,11 +69,6 @@ def write(blob: Blob) -> bytes:
         out += content
     out += zlib.crc32(out).to_bytes(4, "little")
     return bytes(out)
-
-
-def overhead(blob: Blob) -> int:
-    """Bytes of the file that are not section content."""
-    return len(write(blob)) - sum(map(len, blob.sections.values()))
 
 
 def parse(content: bytes, max_pixels: int) -> Blob:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from service.codec.container import IDENTITY_BYTES, VERSION
-from service.codec.context import PHASES, WINDOW, ContextPredictor, LaplacePredictor, PassWeights, Predictor
+from service.codec.container import VERSION
+from service.codec.context import LARGEST_HIDDEN, LARGEST_LATENT, PHASES, WINDOW, ContextPredictor, LaplacePredictor, PassWeights, Predictor
+from service.codec.steps import STEP_COUNT
 from service.codec.tables import ALPHABET, OFFSETS, SCALE_COUNT, TOTAL, laplace_counts
 from service.errors import BadModel
-from service.manifest import Manifest
+from service.manifest import IDENTITY_BYTES, Manifest
 
 PASS_TENSORS = ("window", "window_bias", "window_step", "middle", "middle_bias", "out", "out_bias")
 
@@ -41,7 +42,7 @@ def load_profile(folder: Path, manifest: Manifest) -> Profile:
         try:
             tensors = load_file(path)
             predictor = context_predictor(tensors, manifest.latent_channels)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BadModel(f"{path} is no entropy profile: {error}") from error
         for name in sorted(tensors):
             digest.update(name.encode() + b"\0" + np.ascontiguousarray(tensors[name]).tobytes())
@@ -51,18 +52,32 @@ def load_profile(folder: Path, manifest: Manifest) -> Profile:
 def context_predictor(tensors: dict[str, npt.NDArray[np.generic]], channels: int) -> ContextPredictor:
     """Tensors as in docs/FORMAT.md to a predictor; raises KeyError or ValueError where they do not fit."""
     group_sizes = tuple(int(size) for size in tensors["group_sizes"].tolist())
-    counts = tensors["counts"].astype(np.int32)
+    counts = tensors["counts"]
     if sum(group_sizes) != channels or min(group_sizes) < 1:
         raise ValueError(f"group_sizes {group_sizes} do not add up to {channels} channels")
-    if counts.shape != (SCALE_COUNT, OFFSETS, ALPHABET) or counts.min() < 1 or (counts.sum(-1) != TOTAL).any():
+    if counts.dtype != np.int32 or counts.shape != (SCALE_COUNT, OFFSETS, ALPHABET) or counts.min() < 1 or (counts.sum(-1) != TOTAL).any():
         raise ValueError("counts must be positive and sum to 65536 in every table")
     passes = []
     for index in range(len(group_sizes) * len(PHASES)):
         parts = {name: tensors[f"{index}.{name}"] for name in PASS_TENSORS}
-        if any(part.dtype.kind != "i" for part in parts.values()):
-            raise ValueError("weights must be integers")
-        known = sum(group_sizes[: index // len(PHASES) + 1])
-        if parts["window"].shape[0] != known * WINDOW**2:
-            raise ValueError(f"pass {index}: the window must see {known} channels")
+        group = index // len(PHASES)
+        _check_pass(index, parts, sum(group_sizes[: group + 1]), group_sizes[group])
         passes.append(PassWeights(**{name: part.astype(np.float64) for name, part in parts.items()}))
-    return ContextPredictor(group_sizes, passes, counts)
+    return ContextPredictor(group_sizes, passes, counts.astype(np.int32))
+
+
+def _check_pass(index: int, parts: dict[str, npt.NDArray[np.generic]], known: int, group: int) -> None:
+    """Shapes, number formats, and that no sum can leave the integers a float64 holds exactly; raises ValueError."""
+    hidden = parts["window_bias"].size
+    shapes = {
+        "window": (known * WINDOW**2, hidden), "window_bias": (hidden,), "window_step": (hidden,),
+        "middle": (hidden, hidden), "middle_bias": (hidden,), "out": (hidden, 2 * group), "out_bias": (2 * group,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        wanted = np.int16 if len(shape) == 2 else np.int32
+        if parts[name].shape != shape or parts[name].dtype != wanted:
+            raise ValueError(f"pass {index}: {name} must be {np.dtype(wanted)} of shape {shape}")
+    # int16 weights, int32 biases and step weights, inputs as clamped by the predictor
+    largest_input = max(known * WINDOW**2 * LARGEST_LATENT, hidden * LARGEST_HIDDEN)
+    if largest_input * 2**15 + 2**31 * (1 + STEP_COUNT) >= 2**53:
+        raise ValueError(f"pass {index}: a layer this wide could leave the integers that are exact")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
-from service.errors import DeviceFailed
+from service.errors import BadModel, DeviceFailed
 from service.manifest import Manifest, read_manifest
 from service.telemetry import metrics
 
@@ -60,8 +60,11 @@ class Engine:
         return f"{name}, {millions:.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {describe(self.device)}"
 
     def warm_up(self, height: int = 512, width: int = 512) -> None:
-        """Run each operation once; raises DeviceFailed when the model gives no finite result."""
+        """Run each operation once; raises DeviceFailed when the model gives no finite result, BadModel for a latent of another shape."""
         latent = self.encode(np.zeros((1, height, width, 3), np.uint8))
+        factor, channels = self.manifest.downscale, self.manifest.latent_channels
+        if latent.shape != (1, channels, height // factor, width // factor):
+            raise BadModel(f"sdc.json says {channels} latent channels at 1/{factor}; {height}x{width} gives {latent.shape[1:]}")
         self.decode(self.restore(latent, np.ones(1, np.float32), 1))
 
     def encode(self, pixels: Pixels) -> Latents:

@@ -26,7 +26,7 @@ def timestep_of_noise(alphas: ALPHAS, noise: float) -> int:
 
 
 def descending(first: int, count: int) -> list[int]:
-    """``count`` timesteps from ``first`` down, evenly spaced, the last above 0 (unless first is 0)."""
+    """``count`` timesteps from ``first`` down, evenly spaced, ending one spacing above 0."""
     return [round(first * (count - index) / count) for index in range(count)]
 
 

@@ -23,15 +23,15 @@ Image.MAX_IMAGE_PIXELS = None
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def open_picture(content: bytes, max_pixels: int) -> Picture:
+def open_picture(content: bytes, max_pixels: int, max_side: int = 65535) -> Picture:
     """Decode, turn upright, convert to 8-bit sRGB and drop all metadata.
 
-    16-bit samples are rounded to 8; an embedded ICC profile is converted from (one that cannot be read is ignored); CMYK and palettes
+    16-bit samples are reduced to 8; an embedded ICC profile is converted from (one that cannot be read is ignored); CMYK and palettes
     become RGB; transparency of any kind becomes an alpha plane, left out where it is opaque throughout.
 
     Raises:
         UnsupportedInput: not one of the accepted formats.
-        TooManyPixels: found from the header, before decoding.
+        TooManyPixels: or a side that is too long; found from the header, before decoding.
         AnimatedPicture: more than one frame.
         UndecodablePicture: truncated or damaged.
     """
@@ -44,6 +44,8 @@ def open_picture(content: bytes, max_pixels: int) -> Picture:
                 raise AnimatedPicture("the picture has more than one frame: send a single one")
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted")
+            if max(image.size) > max_side:
+                raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
             image.load()
             return _to_picture(image)
     except UnidentifiedImageError as error:
@@ -68,13 +70,17 @@ def _to_picture(image: Image.Image) -> Picture:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit and float grey to 8-bit grey; every other mode as it is."""
+    """16-bit and float grey to 8-bit grey, with alpha where one level is transparent; every other mode as it is."""
     if image.mode.startswith("I") or image.mode == "F":
         samples: npt.NDArray[np.float64] = np.asarray(image).astype(np.float64)
         if image.mode == "F" and samples.size and np.nanmax(samples) <= 1.0:
             samples = samples * 65535
         eight = np.clip(np.rint(np.nan_to_num(samples) / 257), 0, 255).astype(np.uint8)
-        return Image.fromarray(eight)
+        transparent = image.info.get("transparency")
+        if not isinstance(transparent, int):
+            return Image.fromarray(eight)
+        alpha = np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
+        return Image.merge("LA", (Image.fromarray(eight), Image.fromarray(alpha)))
     return image
 
 

@@ -21,13 +21,15 @@ class Format:
 
     extension: str
     content_type: str
+    largest_side: int
+    """pixels; more cannot be written"""
 
 
 FORMATS: Final = {
-    "png": Format("png", "image/png"),
-    "webp": Format("webp", "image/webp"),
-    "jpg": Format("jpg", "image/jpeg"),
-    "avif": Format("avif", "image/avif"),
+    "png": Format("png", "image/png", 65535),
+    "webp": Format("webp", "image/webp", WEBP_LARGEST_SIDE),
+    "jpg": Format("jpg", "image/jpeg", 65500),
+    "avif": Format("avif", "image/avif", 65535),
 }
 DEFAULT_QUALITY: Final = 80
 
@@ -36,7 +38,7 @@ def write_picture(picture: Picture, extension: str, quality: int = DEFAULT_QUALI
     """Encode for the web.
 
     Args:
-        picture: any size; WebP falls back on nothing beyond 16,383 pixels a side and raises ValueError.
+        picture: sides within the format's ``largest_side``.
         extension: one of ``FORMATS``.
         quality: 1..100, for the lossy formats.
 

@@ -61,7 +61,8 @@ class BlobStore:
     async def create(self, blob_id: str, blob: bytes, sidecar: bytes) -> bool:
         """Store a blob unless the id is taken; returns whether this call stored it.  Never visible in part.
 
-        The sidecar goes first, so that a blob which can be seen has one.  Whoever loses a race re-reads what was stored.
+        The sidecar goes first, so that a blob which can be seen has one, but for a store that failed in between: readers must do
+        without.  Whoever loses a race re-reads what was stored.
         """
         _check(blob_id)
         first = await self._create(f"blobs/{blob_id}.json", sidecar)
@@ -71,7 +72,8 @@ class BlobStore:
             if first:  # a full disk takes the small file and not the large one: leave neither
                 await self._delete(f"blobs/{blob_id}.json")
             raise
-        await self._delete(f"deleted/{blob_id}")
+        if created:
+            await self._delete(f"deleted/{blob_id}")
         return created
 
     async def read(self, blob_id: str) -> bytes | None:

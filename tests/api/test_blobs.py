@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from fastapi.testclient import TestClient
 
 from service.codec import container
@@ -25,8 +27,11 @@ def test_only_what_can_be_rendered_is_stored(client: TestClient) -> None:
     content = blob_of(client)
     blob = container.parse(content, 1 << 20)
     foreign = container.write(container.Blob(b"none", b"none", 70, 50, 0, 128, blob.sections))
+    other_model = container.write(replace(blob, model_identity=b"none"))
+    bad_alpha = container.write(replace(blob, sections={**blob.sections, container.ALPHA: b"no picture"}))
     short = container.write(container.Blob(blob.code_identity, blob.model_identity, 620, 620, 0, 128, {0: b""}))
-    for bad, kind in ((foreign, "wrong-model"), (short, "corrupt-blob"), (content[:-2], "corrupt-blob"), (PHOTO, "not-a-blob")):
+    refused = [(foreign, "wrong-model"), (other_model, "wrong-model"), (bad_alpha, "corrupt-blob")]
+    for bad, kind in (*refused, (short, "corrupt-blob"), (content[:-2], "corrupt-blob"), (PHOTO, "not-a-blob")):
         reply = client.post("/blobs", content=bad)
         assert reply.json()["type"] == f"urn:sdc:problem:{kind}"
         assert reply.status_code in (415, 422)

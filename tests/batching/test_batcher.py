@@ -120,6 +120,24 @@ def test_a_cancelled_caller_never_reaches_the_device() -> None:
     run(scenario)
 
 
+def test_a_cancelled_caller_gives_its_place_back_at_once() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        large = submit(batcher, 1, cost=10)
+        await settle()
+        with pytest.raises(Overloaded):
+            await submit(batcher, 2, cost=5)
+        large.cancel()
+        await settle()
+        taken = submit(batcher, 2, cost=5)
+        await settle()
+        device.gate.set()
+        assert await taken == 4
+        await first
+
+    run(scenario, limit=10)
+
+
 def test_a_caller_cancelled_in_its_batch_leaves_the_neighbours() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)

@@ -2,11 +2,13 @@ import json
 import random
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from service.codec import container
 from service.codec.codec import Codec, Frame
@@ -117,3 +119,27 @@ def test_damaged_files_with_a_sound_checksum(codec: Codec) -> None:
             outcomes["integers"] += 1
             assert symbols.shape == codec.latent_shape(blob.width, blob.height)
     assert min(outcomes.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("0.window", lambda a: a.astype(np.int64)),
+        ("0.window", lambda a: a[:-1]),
+        ("3.middle", lambda a: a[:5]),
+        ("3.middle", lambda a: a.astype(np.int32)),
+        ("5.out", lambda a: a[:, :1]),
+        ("5.out_bias", lambda a: a[:1]),
+        ("counts", lambda a: a.astype(np.float32) + 0.4),
+        ("counts", lambda a: a * 0),
+        ("group_sizes", lambda a: a[0]),
+        ("group_sizes", lambda a: a[:-1]),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused(tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Nothing unusual may reach the arithmetic: it is exact only for what is checked here."""
+    tensors = load_file(BUNDLED_MODEL / "entropy.safetensors")
+    tensors[name] = np.ascontiguousarray(change(tensors[name]))
+    save_file(tensors, tmp_path / "entropy.safetensors")
+    with pytest.raises(BadModel):
+        Codec(tmp_path, read_manifest(BUNDLED_MODEL))

@@ -188,3 +188,17 @@ def test_damage_is_never_an_unexpected_error(kind: str, seed: int, flips: int) -
         return
     assert picture.rgb.dtype == np.uint8
     assert picture.rgb.ndim == 3
+
+
+def test_a_side_too_long_for_the_format() -> None:
+    with pytest.raises(TooManyPixels, match="65,535"):
+        open_picture(png(np.zeros((1, 65_536, 3), np.uint8)), LIMIT)
+    assert open_picture(png(np.zeros((1, 65_535, 3), np.uint8)), LIMIT).width == 65_535
+
+
+def test_sixteen_bit_grey_with_a_transparent_level() -> None:
+    samples = (SOURCE[:, :, 0].astype(np.uint16) * 257).astype(np.uint16)
+    level = int(samples[3, 4])
+    picture = open_picture(saved(Image.fromarray(samples), "PNG", transparency=level), LIMIT)
+    assert picture.alpha is not None
+    assert ((picture.alpha == 0) == (samples == level)).all()
