@@ -53,11 +53,12 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Photographs as a few kilobytes of latent, over HTTP.",
         lifespan=lifespan,
         separate_input_output_schemas=False,
+        redirect_slashes=False,
     )
-    app.include_router(pictures.router, tags=["pictures"])
-    app.include_router(blobs.router, tags=["blobs"])
-    app.include_router(health.router, tags=["health"])
-    problems.install(app)
+    routers = {"pictures": pictures.router, "blobs": blobs.router, "health": health.router}
+    for tag, router in routers.items():
+        app.include_router(router, tags=[tag])
+    problems.install(app, list(routers.values()))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Telling)
     return app

@@ -159,7 +159,11 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
     """Run ``one`` on every file, a few at a time, with a progress bar; a bad file is reported and the rest go on."""
     from service.pipeline import open_pipeline
 
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        err.print(f"[red]error[/]: cannot write into {output}: {error.strerror}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
     names = [path.with_suffix(suffix).name for path in files]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -185,7 +189,7 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
                             out.print(f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, soft_wrap=True)
                         except (SdcError, OSError) as error:
                             failed += 1
-                            err.print(f"[red]error[/]: {path}: {getattr(error, 'detail', error)}", highlight=False, soft_wrap=True)
+                            err.print(f"[red]error[/]: {path}: {_words(error)}", highlight=False, soft_wrap=True)
                         progress.advance(task)
 
                 await asyncio.gather(*(work(path) for path in files))
@@ -194,6 +198,12 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
         asyncio.run(run())
     if failed:
         raise typer.Exit(1)
+
+
+def _words(error: SdcError | OSError) -> str:
+    if isinstance(error, SdcError):
+        return error.detail
+    return f"cannot write {error.filename2 or error.filename}: {error.strerror}"
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -63,6 +63,14 @@ def test_two_inputs_of_one_name_are_refused(tmp_path: Path, photo_file: Path) ->
     sdc("compress", photo_file, other, "-o", tmp_path / "out", code=2)
 
 
+def test_an_output_that_is_no_folder(tmp_path: Path, photo_file: Path) -> None:
+    assert "cannot write into" in sdc("compress", photo_file, "-o", photo_file, code=2)
+    (tmp_path / "out" / "cat.sdc").mkdir(parents=True)
+    output = sdc("compress", photo_file, "-o", tmp_path / "out", code=1)
+    assert "cannot write" in output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.sdc"]
+
+
 def test_inspect_refuses_what_is_no_blob(photo_file: Path) -> None:
     assert "not an .sdc" in sdc("inspect", photo_file, code=1)
 

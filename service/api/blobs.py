@@ -13,12 +13,12 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.negotiation import BLOB_TYPE, matches
 from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
 from service.api.schemas import BlobDetails, BlobInfo, NoQuery
-from service.api.services import BODY_DOCUMENTATION, InjectedServices, Services, disposition, read_body
+from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, read_body
 from service.codec import container
 from service.codec.steps import step_size
 from service.errors import Forbidden, NotFound
 
-router = APIRouter(prefix="/blobs")
+router = APIRouter(prefix="/blobs", dependencies=STRICT)
 Strict = Annotated[NoQuery, Query()]
 
 
@@ -82,5 +82,6 @@ def _require_admin(request: Request, services: Services) -> None:
     if key is None:
         raise Forbidden("deleting is off: set SDC_ADMIN_KEY and send it as a bearer token")
     offered = request.headers.get("authorization", "")
-    if not hmac.compare_digest(offered.encode(), f"Bearer {key.get_secret_value()}".encode()):
+    scheme, _, token = offered.partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), key.get_secret_value().encode()):
         raise Forbidden("this needs the admin key as a bearer token")

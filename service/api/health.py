@@ -14,6 +14,7 @@ FRESH = {"Cache-Control": "no-store"}
 
 
 @router.get("/livez")
+@router.head("/livez", include_in_schema=False)
 async def livez(services: InjectedServices) -> Response:
     """200 while the device thread can still work; never depends on load."""
     if not services.pipeline.batcher.alive:
@@ -22,6 +23,7 @@ async def livez(services: InjectedServices) -> Response:
 
 
 @router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
 async def readyz(services: InjectedServices) -> Response:
     """200 when the model is warm and the store answers; says which of the two is missing."""
     if services.pipeline.batcher.closing:
@@ -34,6 +36,7 @@ async def readyz(services: InjectedServices) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
+@router.head("/metrics", include_in_schema=False)
 async def metrics() -> Response:
     """Prometheus text format."""
     return Response(generate_latest(), 200, {**FRESH, "Content-Type": CONTENT_TYPE_LATEST})

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import reply_to, unexpected
@@ -16,6 +17,8 @@ from service.errors import TooManyBytes
 from service.telemetry import metrics
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLIENT_GONE = 499
+"""what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
 QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 
 
@@ -44,6 +47,8 @@ class Telling:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE
         except Exception:
             structlog.get_logger().exception("unexpected error", path=scope["path"])
             if status:  # too late for a reply: break the connection off

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.negotiation import BLOB_TYPE, matches, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
-from service.api.services import BODY_DOCUMENTATION, InjectedServices, Services, disposition, read_body, server_timing
+from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, read_body, server_timing
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, RenderOptions
 
-router = APIRouter()
+router = APIRouter(dependencies=STRICT)
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 EMBEDDABLE = {

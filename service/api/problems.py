@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service import errors
 from service.imaging.opening import ACCEPTED_TYPES
@@ -73,8 +74,14 @@ def unexpected() -> Response:
     return problem(500, errors.SdcError.kind, "the service failed; the request id finds it in the log")
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routers: list[APIRouter]) -> None:
     """Answer every foreseen exception of the app with a problem; ``middleware.Telling`` answers the others."""
+
+    def methods_at(request: Request) -> set[str]:
+        """Methods that some route answers at the request's path; the framework names only those of the first."""
+        routes = [route for router in routers for route in router.routes]
+        there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        return {method for route in there for method in getattr(route, "methods", None) or ()}
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, errors.SdcError)
@@ -90,11 +97,13 @@ def install(app: FastAPI) -> None:
             return problem(400, errors.BadParameter.kind, f"unknown parameter '{name}'")
         return problem(400, errors.BadParameter.kind, f"{name}: {first['msg']}")
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        kinds = {404: "not-found", 405: "method-not-allowed"}
-        kind = kinds.get(error.status_code, "http-error")
-        return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
+        kinds = {400: errors.BadParameter.kind, 404: errors.NotFound.kind, 405: "method-not-allowed"}
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and methods_at(request):
+            headers["Allow"] = ", ".join(sorted(methods_at(request)))
+        return problem(error.status_code, kinds.get(error.status_code, "http-error"), str(error.detail), headers)
 
     app.add_exception_handler(errors.SdcError, ours)
     app.add_exception_handler(RequestValidationError, invalid)

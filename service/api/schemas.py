@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.batching.batcher import Lane
 
 MOST_STEPS = 8
+
+
+def _digits(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"-?\d{1,12}", value, re.ASCII):
+        raise ValueError("must be a whole number in digits")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_digits)]
+"""one spelling: no signs, underscores, points or spaces"""
 
 
 class Query(BaseModel):
@@ -16,15 +27,15 @@ class Query(BaseModel):
 
 
 class CompressQuery(Query):
-    max_bytes: int | None = Field(None, ge=32, le=1 << 30, description="The whole file has at most this many bytes, or the reply is 422.")
-    quality: int | None = Field(None, ge=0, le=100, description="0 to 100, instead of max_bytes; 50 when neither is given.")
+    max_bytes: WholeNumber | None = Field(None, ge=32, le=1 << 30, description="Bytes of the whole file at most, or the reply is 422.")
+    quality: WholeNumber | None = Field(None, ge=0, le=100, description="0 to 100, instead of max_bytes; 50 when neither is given.")
     method: Literal["latent"] = Field("latent", description="Coding method.")
     lane: Lane = Field("interactive", description="`bulk` yields to interactive requests; no part of the id.")
 
 
 class RenderQuery(Query):
-    steps: int | None = Field(None, ge=0, le=MOST_STEPS, description="U-Net steps; 0 is the auto-encoder alone; default: the model's.")
-    q: int = Field(80, ge=1, le=100, description="Quality of a lossy format.")
+    steps: WholeNumber | None = Field(None, ge=0, le=MOST_STEPS, description="U-Net steps; 0: auto-encoder alone.")
+    q: WholeNumber = Field(80, ge=1, le=100, description="Quality of a lossy format.")
 
 
 class DecompressQuery(RenderQuery):

@@ -72,13 +72,25 @@ def get_services(request: Request) -> Services:
 InjectedServices = Annotated[Services, Depends(get_services)]
 
 
+def _once_each(request: Request) -> None:
+    """Raise BadParameter for a parameter that is given twice: one meaning, one spelling."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadParameter(f"parameter '{name}' is given more than once")
+
+
+STRICT = [Depends(_once_each)]
+"""for every router with query parameters"""
+
+
 async def read_body(request: Request) -> bytes:
     """The body: raw bytes, or the field ``file`` of a multipart form.  Raises BadParameter when there is nothing."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        async with request.form(max_files=1, max_fields=1) as form:
+        async with request.form(max_files=2, max_fields=2) as form:
             upload = form.get("file")
-            if not isinstance(upload, UploadFile):
-                raise BadParameter("the form has no file field named 'file'")
+            if not isinstance(upload, UploadFile) or len(form.multi_items()) != 1:
+                raise BadParameter("the form must have one field, a file named 'file'")
             content = await upload.read()
     else:
         content = await request.body()

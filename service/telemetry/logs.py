@@ -9,7 +9,7 @@ import structlog
 
 
 class _Forward(logging.Handler):
-    """Passes what uvicorn says on to structlog, without the trace of a failed start: ``service.app`` has said it in one line."""
+    """Passes what libraries say on to structlog, without the trace of a failed start: ``service.app`` has said it in one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -32,6 +32,5 @@ def configure(level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    uvicorn = logging.getLogger("uvicorn")
-    uvicorn.handlers, uvicorn.propagate = [_Forward()], False
-    uvicorn.setLevel(logging.WARNING)
+    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the reply says what was wrong with the form

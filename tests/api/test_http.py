@@ -1,9 +1,11 @@
 """What every route shares: problems, request ids, health, documentation."""
 
+import asyncio
 import re
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
 
 
 def test_health(client: TestClient) -> None:
@@ -30,7 +32,19 @@ def test_framework_errors_are_problems_too(client: TestClient, method: str, path
     assert reply.status_code == status
     assert reply.headers["content-type"] == "application/problem+json"
     if status == 405:
-        assert reply.headers["allow"]
+        assert reply.headers["allow"] == {"/compress": "POST", "/livez": "GET, HEAD"}[path]
+
+
+def test_allow_names_every_method_of_a_path(client: TestClient) -> None:
+    assert client.put("/blobs/" + "a" * 26).headers["allow"] == "DELETE, GET, HEAD"
+
+
+def test_no_redirects_for_slashes(client: TestClient) -> None:
+    assert client.get("/livez/", follow_redirects=False).status_code == 404
+
+
+def test_health_answers_head(client: TestClient) -> None:
+    assert client.head("/livez").status_code == client.head("/readyz").status_code == 200
 
 
 def test_a_failure_is_a_problem_without_a_trace(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +67,24 @@ def test_a_safe_request_id_is_kept(client: TestClient, offered: str) -> None:
 @pytest.mark.parametrize("offered", ["a b", "<script>", "a" * 65, "x\ty", "{}"])
 def test_a_hostile_request_id_is_replaced(client: TestClient, offered: str) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", client.get("/livez", headers={"x-request-id": offered}).headers["x-request-id"])
+
+
+def test_a_client_that_hangs_up_is_no_failure(client: TestClient) -> None:
+    """Its body never comes to an end: nothing is answered, and metrics do not say 500."""
+    counted = {"op": "compress", "code": "499"}
+    before = REGISTRY.get_sample_value("sdc_requests_total", counted) or 0
+    sent: list[object] = []
+
+    async def gone() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/compress", "raw_path": b"/compress", "query_string": b"", "headers": [],
+        "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "root_path": "",
+    }  # fmt: skip
+    asyncio.run(client.app(scope, gone, send))  # type: ignore[arg-type]
+    assert sent == []
+    assert REGISTRY.get_sample_value("sdc_requests_total", counted) == before + 1

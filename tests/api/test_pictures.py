@@ -160,6 +160,11 @@ Image.fromarray(make_picture(9, 9)).save(GIF, "GIF", save_all=True, append_image
         ("?surprise=1", PHOTO, 400, "bad-parameter"),
         ("?quality=101", PHOTO, 400, "bad-parameter"),
         ("?quality=ten", PHOTO, 400, "bad-parameter"),
+        ("?quality=1_0", PHOTO, 400, "bad-parameter"),
+        ("?quality=1.0", PHOTO, 400, "bad-parameter"),
+        ("?quality=", PHOTO, 400, "bad-parameter"),
+        ("?quality=5&quality=6", PHOTO, 400, "bad-parameter"),
+        ("", png(np.zeros((1, 70_000, 3), np.uint8)), 422, "too-many-pixels"),
         ("?quality=5&max_bytes=5000", PHOTO, 400, "bad-parameter"),
         ("?method=palette", PHOTO, 400, "bad-parameter"),
         ("?lane=fast", PHOTO, 400, "bad-parameter"),
@@ -199,9 +204,19 @@ def test_a_chunked_body_over_the_limit(client: TestClient) -> None:
     assert reply.json()["type"].endswith("too-many-bytes")
 
 
-def test_a_form_without_the_field(client: TestClient) -> None:
-    reply = client.post("/compress", files={"picture": ("x", PHOTO)})
+@pytest.mark.parametrize(
+    "files", [[("picture", ("x", PHOTO))], [("file", ("x", PHOTO)), ("file", ("y", PHOTO))], [("file", ("x", PHOTO))] * 5]
+)
+def test_a_form_that_is_not_one_file(client: TestClient, files: list[tuple[str, tuple[str, bytes]]]) -> None:
+    reply = client.post("/compress", files=files)
     assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
+
+
+def test_a_side_that_a_format_cannot_hold(client: TestClient) -> None:
+    path = client.post("/compress", content=png(np.zeros((1, 65_535, 3), np.uint8))).headers["location"]
+    assert client.get(f"{path}.png").status_code == 200
+    for extension in ("webp", "jpg"):
+        assert client.get(f"{path}.{extension}").status_code == 400
 
 
 @pytest.mark.parametrize("path", ["/compress?w=3", "/render/" + "a" * 26 + "?w=3", "/blobs/" + "a" * 26 + "?x=1", "/decompress?x=1"])
