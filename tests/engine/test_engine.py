@@ -60,7 +60,7 @@ def test_no_steps_is_the_latent_itself(small_model: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 50.0), ("bfloat16", 40.0)])
 def test_company_does_not_change_pixels(dtype: str, least: float) -> None:
-    """DESIGN's bound: the same latent alone and in a batch."""
+    """The same latent alone and in a batch: 50 dB apart at worst in fp32, 40 dB in bf16."""
     engine = Engine(BUNDLED_MODEL, dtype=dtype)
     pixels = np.stack([make_picture(96, 64, seed) for seed in range(4)])
     sizes = np.full(4, 0.4, np.float32)
