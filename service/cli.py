@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -36,13 +37,18 @@ OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to wr
 Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
 
 
+def _complain(words: str) -> None:
+    """One line on stderr, word for word: a name may hold brackets."""
+    err.print(f"[red]error[/]: {escape(words)}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Print an error of ours as one line and exit 1."""
     try:
         yield
     except SdcError as error:
-        err.print(f"[red]error[/]: {error.detail}", highlight=False, soft_wrap=True)
+        _complain(error.detail)
         raise typer.Exit(1) from error
 
 
@@ -53,7 +59,7 @@ def _bench_told() -> Iterator[None]:
         with _told():
             yield
     except ModuleNotFoundError as error:
-        err.print(f"[red]error[/]: {error.name} is missing: benchmarks need pip install 'sdc\\[bench]'", soft_wrap=True)
+        _complain(f"{error.name} is missing: benchmarks need pip install 'sdc[bench]'")
         raise typer.Exit(1) from error
 
 
@@ -67,7 +73,7 @@ def _settings(model: Path | None = None, **overrides: object) -> Settings:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            err.print(f"[red]error[/]: SDC_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}", highlight=False)
+            _complain(f"SDC_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}")
         raise typer.Exit(2) from error
 
 
@@ -162,12 +168,12 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        err.print(f"[red]error[/]: cannot write into {output}: {error.strerror}", highlight=False, soft_wrap=True)
+        _complain(f"cannot write into {output}: {error.strerror}")
         raise typer.Exit(2) from error
     names = [path.with_suffix(suffix).name for path in files]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        err.print(f"[red]error[/]: several inputs would be written to {', '.join(doubled)}", highlight=False)
+        _complain(f"several inputs would be written to {', '.join(doubled)}")
         raise typer.Exit(2)
     failed = 0
 
@@ -186,10 +192,12 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
                             content = await one(pipeline, path)
                             target = output / path.with_suffix(suffix).name
                             _write_whole(target, content)
-                            out.print(f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, soft_wrap=True)
+                            out.print(
+                                f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, markup=False, soft_wrap=True
+                            )
                         except (SdcError, OSError) as error:
                             failed += 1
-                            err.print(f"[red]error[/]: {path}: {_words(error)}", highlight=False, soft_wrap=True)
+                            _complain(f"{path}: {error.detail if isinstance(error, SdcError) else error.strerror}")
                         progress.advance(task)
 
                 await asyncio.gather(*(work(path) for path in files))
@@ -200,18 +208,14 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
         raise typer.Exit(1)
 
 
-def _words(error: SdcError | OSError) -> str:
-    if isinstance(error, SdcError):
-        return error.detail
-    return f"cannot write {error.filename2 or error.filename}: {error.strerror}"
-
-
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside, then rename: a kill leaves the old file or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -230,7 +234,7 @@ def inspect(files: Files) -> None:
             blob = container.parse(content, sys.maxsize)
         except SdcError as error:
             failed = True
-            err.print(f"[red]error[/]: {path}: {error.detail}", highlight=False)
+            _complain(f"{path}: {error.detail}")
             continue
         out.print_json(
             json.dumps(
@@ -268,15 +272,12 @@ def doctor(model: Model = None) -> None:
             table.add_row(name, probe())
         except Exception as error:
             ok = False
-            table.add_row(name, f"[red]{getattr(error, 'detail', error)}[/]")
+            table.add_row(name, f"[red]{escape(str(getattr(error, 'detail', error)))}[/]")
 
     def load() -> str:
-        from service.codec.codec import Codec
-        from service.pipeline import load_engine
+        from service.pipeline import load_model
 
-        engine = load_engine(settings)
-        Codec(settings.model, engine.manifest)
-        return engine.description
+        return load_model(settings)[0].description
 
     def store() -> str:
         asyncio.run(BlobStore(open_store(settings.store_url)).check())
@@ -310,12 +311,10 @@ def list_models() -> None:
 @models_app.command("check")
 def check_model(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
     """Load a model folder as `serve` would, and print its identities."""
-    from service.codec.codec import Codec
-    from service.pipeline import load_engine
+    from service.pipeline import load_model
 
     with _told():
-        engine = load_engine(_settings(folder))
-        codec = Codec(folder, engine.manifest)
+        engine, codec = load_model(_settings(folder))
     out.print(engine.description, highlight=False)
     out.print(f"model identity {codec.model_identity.hex()}, code identity {codec.code_identity.hex()}", highlight=False)
 

@@ -298,18 +298,18 @@ def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Seq
     return {"encode": encode, "render": render}
 
 
-def load_engine(settings: Settings) -> Engine:
-    """Load and warm up the model; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
+def load_model(settings: Settings) -> tuple[Engine, Codec]:
+    """Load and warm up everything of a model folder; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
     engine = Engine(settings.model, settings.device, settings.dtype)
+    codec = Codec(settings.model, engine.manifest)
     engine.warm_up()
-    return engine
+    return engine, codec
 
 
 @asynccontextmanager
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     """A pipeline with its model loaded and warm, closed in order at the end."""
-    engine = await asyncio.to_thread(load_engine, settings)
-    codec = Codec(settings.model, engine.manifest)
+    engine, codec = await asyncio.to_thread(load_model, settings)
     batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels)
     pipeline = Pipeline(engine, codec, batcher, settings)
     try:

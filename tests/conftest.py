@@ -27,6 +27,12 @@ def png(pixels: Plane) -> bytes:
     return out.getvalue()
 
 
+def psnr(left: np.ndarray, right: np.ndarray) -> float:
+    """dB; 99 for equal pictures."""
+    mse = float(((left.astype(float) - right.astype(float)) ** 2).mean())
+    return 99.0 if mse == 0 else 10 * float(np.log10(255**2 / mse))
+
+
 def make_picture(height: int, width: int, seed: int = 0) -> Plane:
     """Smooth colours with some texture: something a codec can do something with."""
     rng = np.random.default_rng(seed)

@@ -71,6 +71,12 @@ def test_an_output_that_is_no_folder(tmp_path: Path, photo_file: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.sdc"]
 
 
+def test_a_name_with_brackets_is_said_word_for_word(tmp_path: Path) -> None:
+    bad = tmp_path / "[red]x.jpg"
+    bad.write_bytes(b"no picture")
+    assert "[red]x.jpg" in sdc("compress", bad, "-o", tmp_path / "out", code=1)
+
+
 def test_inspect_refuses_what_is_no_blob(photo_file: Path) -> None:
     assert "not an .sdc" in sdc("inspect", photo_file, code=1)
 

@@ -12,12 +12,7 @@ from service.imaging.picture import Picture
 from service.imaging.writing import write_picture
 from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
-from tests.conftest import Plane, make_picture, png
-
-
-def psnr(left: np.ndarray, right: np.ndarray) -> float:
-    mse = float(((left.astype(float) - right.astype(float)) ** 2).mean())
-    return 99.0 if mse == 0 else 10 * float(np.log10(255**2 / mse))
+from tests.conftest import Plane, make_picture, png, psnr
 
 
 def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[None]]) -> None:

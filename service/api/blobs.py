@@ -19,11 +19,11 @@ from service.codec.steps import step_size
 from service.errors import Forbidden, NotFound
 
 router = APIRouter(prefix="/blobs", dependencies=STRICT)
-Strict = Annotated[NoQuery, Query()]
+NoParameters = Annotated[NoQuery, Query()]
 
 
 @router.post("", status_code=201, response_model=BlobInfo, responses=BAD_INPUT, openapi_extra=BODY_DOCUMENTATION)
-async def upload(request: Request, _: Strict, services: InjectedServices) -> Response:
+async def upload(request: Request, _: NoParameters, services: InjectedServices) -> Response:
     """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
     content = await read_body(request)
     blob = services.pipeline.parse(content)
@@ -39,7 +39,7 @@ async def upload(request: Request, _: Strict, services: InjectedServices) -> Res
 
 @router.get("/{blob_id}", response_class=Response, responses=NO_ID)
 @router.head("/{blob_id}", include_in_schema=False)
-async def blob(request: Request, blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """The stored bytes; the entity tag is strong."""
     content = await services.read(blob_id)
     entity_tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
@@ -51,7 +51,7 @@ async def blob(request: Request, blob_id: BlobId, _: Strict, services: InjectedS
 
 
 @router.get("/{blob_id}/info", response_model=BlobDetails, responses=NO_ID)
-async def blob_info(blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """What the blob and its sidecar say."""
     content = await services.read(blob_id)
     blob = services.pipeline.parse(content)
@@ -68,7 +68,7 @@ async def blob_info(blob_id: BlobId, _: Strict, services: InjectedServices) -> R
 
 
 @router.delete("/{blob_id}", status_code=204, response_class=Response)
-async def delete_blob(request: Request, blob_id: BlobId, _: Strict, services: InjectedServices) -> Response:
+async def delete_blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """Needs ``Authorization: Bearer <admin key>``; 403 until an admin key is set."""
     _require_admin(request, services)
     if not await services.blobs.delete(blob_id):

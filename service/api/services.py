@@ -53,11 +53,12 @@ class Services:
 
     async def store(self, blob_id: str, content: bytes, facts: dict[str, object]) -> tuple[bytes, bool]:
         """Store unless another was first; returns what is stored now, and whether this call stored it."""
-        if await self.blobs.create(blob_id, content, json.dumps(facts).encode()):
+        sidecar = json.dumps(facts).encode()
+        if await self.blobs.create(blob_id, content, sidecar):
             return content, True
         stored = await self.blobs.read(blob_id)
         # None: deleted between the two calls, so the place is free again
-        return (content, await self.blobs.create(blob_id, content, json.dumps(facts).encode())) if stored is None else (stored, False)
+        return (content, await self.blobs.create(blob_id, content, sidecar)) if stored is None else (stored, False)
 
     async def _missing(self, blob_id: str) -> None:
         if await self.blobs.was_deleted(blob_id):

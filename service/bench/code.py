@@ -10,9 +10,9 @@ from rich.table import Table
 
 from service.bench import pictures as source
 from service.codec import container
-from service.codec.codec import Codec, Frame
+from service.codec.codec import Frame
 from service.codec.steps import Symbols, quantise
-from service.pipeline import load_engine
+from service.pipeline import load_model
 from service.settings import Settings
 
 QUALITIES = (10, 30, 50, 70, 90)
@@ -30,8 +30,7 @@ def iid_bits(symbols: Symbols) -> float:
 def main(settings: Settings, images: Path, crop: int, limit: int | None, out: Console) -> None:
     """Run and print."""
     pictures = source.load(images, crop, limit)
-    engine = load_engine(settings)
-    codec = Codec(settings.model, engine.manifest)
+    engine, codec = load_model(settings)
     factor = engine.manifest.downscale
     table = Table("quality", "step", "file B", "payload B", "ideal B", "payload over ideal", "i.i.d. B", "gain over i.i.d.")
     rows: dict[int, list[tuple[float, float, float, float]]] = {quality: [] for quality in QUALITIES}

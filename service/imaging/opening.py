@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
-from service.imaging.picture import Picture, Plane
+from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
 """Pillow's names of the formats that are read"""
@@ -23,7 +23,7 @@ Image.MAX_IMAGE_PIXELS = None
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def open_picture(content: bytes, max_pixels: int, max_side: int = 65535) -> Picture:
+def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) -> Picture:
     """Decode, turn upright, convert to 8-bit sRGB and drop all metadata.
 
     16-bit samples are reduced to 8; an embedded ICC profile is converted from (one that cannot be read is ignored); CMYK and palettes

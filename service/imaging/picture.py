@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Plane = npt.NDArray[np.uint8]
+LARGEST_SIDE = 65535
+"""pixels; what JPEG can say of itself, and more than any photograph needs"""
 
 
 @dataclass(frozen=True)

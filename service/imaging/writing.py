@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from service.errors import CorruptBlob
-from service.imaging.picture import Picture, Plane
+from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 WEBP_LARGEST_SIDE: Final = 16383
 
@@ -26,10 +26,10 @@ class Format:
 
 
 FORMATS: Final = {
-    "png": Format("png", "image/png", 65535),
+    "png": Format("png", "image/png", LARGEST_SIDE),
     "webp": Format("webp", "image/webp", WEBP_LARGEST_SIDE),
     "jpg": Format("jpg", "image/jpeg", 65500),
-    "avif": Format("avif", "image/avif", 65535),
+    "avif": Format("avif", "image/avif", LARGEST_SIDE),
 }
 DEFAULT_QUALITY: Final = 80
 

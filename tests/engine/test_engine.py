@@ -12,14 +12,9 @@ from service.engine.device import pick_device, pick_dtype
 from service.engine.engine import Engine
 from service.errors import BadModel, DeviceFailed
 from service.settings import BUNDLED_MODEL
-from tests.conftest import build_model, make_picture
+from tests.conftest import build_model, make_picture, psnr
 
 KINDS = ("residual", "kl", "tiny", "dc")
-
-
-def psnr(left: np.ndarray, right: np.ndarray) -> float:
-    mse = float(((left.astype(float) - right.astype(float)) ** 2).mean())
-    return 99.0 if mse == 0 else 10 * float(np.log10(255**2 / mse))
 
 
 @pytest.fixture(scope="module")
