@@ -5,17 +5,28 @@ latent (C, h, w) float32, normalised --encode--> Blob --decode--> latent (C, h, 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from service.codec import container
 from service.codec.container import Blob, Tiling
 from service.codec.entropy import EntropyCoder
 from service.codec.methods import METHODS, method_number
 from service.codec.profile import load_profile
-from service.codec.steps import STEP_COUNT, Latent, Symbols, dequantise, quantise
+from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, Latent, Symbols, dequantise, quantise
 from service.errors import CorruptBlob, SizeUnreachable, WrongModel
 from service.manifest import Manifest
+
+TYPICAL_RATE, TYPICAL_SLOPE = 0.85, 1.4
+"""of ``rate_shape``: where the search for a size begins, and how it goes on"""
+SURE = 1.004
+"""a step predicted to need this much more than the budget, from its neighbour, is not tried"""
+MOST_GUESSES = 5
+"""after so many codings the search bisects"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,31 @@ class Frame:
     alpha: bytes | None = None
     tiling: Tiling | None = None
     method: str = "latent"
+
+
+def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
+    """How the rate of a latent falls with the step index: (256,), positive and falling.  Floats, for searching only.
+
+    The mean of log2(1 + 2 |z| / step) over the latent, from a histogram of log2 |z| as fine as the steps are.
+    """
+    fine = STEPS_PER_OCTAVE * np.log2(np.abs(latent) + np.float32(1e-5)) + UNIT_STEP_INDEX
+    lowest, highest = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
+    counts = np.bincount(np.clip(np.rint(fine), lowest, highest).astype(np.int64).ravel() - lowest, minlength=highest - lowest + 1)
+    above = (np.arange(lowest, highest + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
+    shape: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1)) @ counts / latent.size
+    return shape
+
+
+def _through(sizes: dict[int, int], shape: npt.NDArray[np.float64], budget: int) -> npt.NDArray[np.float64]:
+    """Size predicted for each step index: a power law of ``shape`` through the known size nearest the budget and one further off."""
+    first, *others = sorted(sizes, key=lambda index: abs(np.log(sizes[index] / budget)))
+    slope = TYPICAL_SLOPE
+    for other in others:
+        if abs(other - first) >= 4:  # nearer ones say more about rounding than about the picture
+            slope = float(np.clip(np.log(sizes[first] / sizes[other]) / np.log(shape[first] / shape[other]), 0.5, 3))
+            break
+    law: npt.NDArray[np.float64] = sizes[first] * (shape / shape[first]) ** slope
+    return law
 
 
 class Codec:
@@ -50,31 +86,37 @@ class Codec:
         return self._blob(frame, step_index, payload)
 
     def encode_within(self, latent: Latent, frame: Frame, max_bytes: int) -> Blob:
-        """A step whose whole file, header included, has at most ``max_bytes``: the finest, where size falls with the step.
+        """The finest step, as far as the search can tell, whose whole file, header included, has at most ``max_bytes``.
 
-        It does on photographs; on nearly flat pictures, whose files are tiny, a finer step may have fitted too.
-
-        The network has already run; a bisection over code length estimates finds the step, and one or two codings settle it.
+        The network has already run; a few codings settle it.  A step one index finer is only tried where it is not sure to be too large.
         Raises SizeUnreachable with the best size when even the coarsest step is too large.
         """
-        budget = max_bytes - len(container.write(self._blob(frame, 0, b"")))
-        low, high = -1, STEP_COUNT - 1  # low is too large, high is believed to fit
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.estimate(latent, middle) <= budget:
-                high = middle
+        budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
+        shape = rate_shape(latent)
+        predicted = latent.size / 8 * TYPICAL_RATE * shape**TYPICAL_SLOPE
+        low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
+        best: Blob | None = None
+        sizes: dict[int, int] = {}
+        for attempt in itertools.count():
+            index = int(np.searchsorted(-predicted, -budget)) if attempt < MOST_GUESSES else (low + high) // 2
+            if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget * SURE:
+                break
+            index = min(max(index, low + 1), high - 1)
+            blob = self.encode(latent, frame, index)
+            size = len(container.write(blob))
+            sizes[index] = max(1, len(blob.sections[container.LATENT]))
+            if size <= max_bytes:
+                high, best = index, blob
             else:
-                low = middle
-        for step_index in range(high, STEP_COUNT):
-            blob = self.encode(latent, frame, step_index)
-            if len(container.write(blob)) <= max_bytes:
-                return blob
-        best = len(container.write(blob))
-        raise SizeUnreachable(f"max_bytes={max_bytes} cannot be met: the smallest file of this picture has {best} bytes", best_bytes=best)
-
-    def estimate(self, latent: Latent, step_index: int) -> float:
-        """Bytes the latent's code will take, without coding it."""
-        return self.entropy.ideal_bits(quantise(latent, step_index), step_index) / 8
+                low = index
+            if high - low <= 1:
+                break
+            predicted = _through(sizes, shape, budget)
+        if best is None:
+            raise SizeUnreachable(
+                f"max_bytes={max_bytes} cannot be met: the smallest file of this picture has {size} bytes", best_bytes=size
+            )
+        return best
 
     def decode(self, blob: Blob) -> Latent:
         """Blob to dequantised latent; raises WrongModel or CorruptBlob."""

@@ -54,7 +54,7 @@ class Predictor(Protocol):
         """Predict one pass.
 
         Args:
-            windows: (n, channels known so far, 5, 5) integers as from ``visible``; the channels of this group come last, with 0
+            windows: (n, 5, 5, channels known so far) integers as from ``visible``; the channels of this group come last, with 0
                 where nothing is known yet.
             group, phase: which pass.
             step_index: the picture's step.
@@ -80,7 +80,7 @@ class LaplacePredictor:
         self._thresholds = np.array([_spread_threshold(index) for index in grid], np.float64)
 
     def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
-        magnitude = np.abs(windows[:, :, self._known[phase]]).sum(-1)
+        magnitude = np.abs(windows[:, self._known[phase]]).sum(1)
         known = int(self._known[phase].sum())
         # Unit-variance latents: the prior says a mean magnitude of about 0.7, 45 in 64ths.
         mean_magnitude = np.floor((magnitude + self.PRIOR_WEIGHT * 45) / (known + self.PRIOR_WEIGHT))
@@ -116,7 +116,7 @@ class PassWeights:
     """One pass of the context network, integers: see docs/FORMAT.md for the fixed point of each."""
 
     window: Exact
-    """(known channels * 25, hidden), 1024ths"""
+    """(25 * known channels, hidden), 1024ths; channels vary fastest, unlike in the file"""
     window_bias: Exact
     """(hidden,), 65536ths"""
     window_step: Exact
@@ -129,6 +129,14 @@ class PassWeights:
     """(hidden, 2 * group), 1024ths; means first (units of the latent), then scales (log2, in eighths)"""
     out_bias: Exact
     """(2 * group,), 2**18ths"""
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> PassWeights:
+        """The tensors of docs/FORMAT.md, where a channel's window is together; windows are read with a position's channels together."""
+        weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+        rows, hidden = weights["window"].shape
+        weights["window"] = weights["window"].reshape(-1, WINDOW**2, hidden).swapaxes(0, 1).reshape(rows, hidden)
+        return cls(**weights)
 
 
 class ContextPredictor:

@@ -62,7 +62,7 @@ def context_predictor(tensors: dict[str, npt.NDArray[np.generic]], channels: int
         parts = {name: tensors[f"{index}.{name}"] for name in PASS_TENSORS}
         group = index // len(PHASES)
         _check_pass(index, parts, sum(group_sizes[: group + 1]), group_sizes[group])
-        passes.append(PassWeights(**{name: part.astype(np.float64) for name, part in parts.items()}))
+        passes.append(PassWeights.from_file(parts))
     return ContextPredictor(group_sizes, passes, counts.astype(np.int32))
 
 

@@ -24,8 +24,7 @@ def random_context(group_sizes: tuple[int, ...] = (2, 3), hidden: int = 6, seed:
                 "window": (known * 25, hidden), "window_bias": (hidden,), "window_step": (hidden,), "middle": (hidden, hidden),
                 "middle_bias": (hidden,), "out": (hidden, 2 * size), "out_bias": (2 * size,),
             }  # fmt: skip
-            weights = {name: rng.integers(-900, 900, shape).astype(np.float64) for name, shape in shapes.items()}
-            passes.append(PassWeights(**weights))
+            passes.append(PassWeights.from_file({name: rng.integers(-900, 900, shape) for name, shape in shapes.items()}))
     return ContextPredictor(group_sizes, passes, logistic_counts())
 
 
