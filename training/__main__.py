@@ -22,11 +22,16 @@ def main() -> None:
 
 
 @app.command()
-def vae(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def vae(
+    images: Images,
+    out: Out,
+    config: ConfigFile = DEFAULT_CONFIG,
+    start: Annotated[Path | None, typer.Option(help="Model folder to begin from, for fine-tuning.")] = None,
+) -> None:
     """Train the auto-encoder with its context model."""
     from training import vae as stage
 
-    stage.train(configuration.load(config), images, out)
+    stage.train(configuration.load(config), images, out, start)
 
 
 @app.command()

@@ -14,6 +14,8 @@ class Data:
     """side of a training crop, pixels"""
     largest_downscale: float
     """a crop is taken from a window up to this many times its side and shrunk, so that compression artefacts of the source vanish"""
+    graphics_percent: float
+    """share of the crops that get lettering, boxes or a flat ground"""
     validation_percent: int
     """share of the pictures kept for choosing models, by hash of the file name"""
 
@@ -32,6 +34,10 @@ class Context:
     """latent channels are coded in these groups, in order"""
     hidden: int
     """width of the two hidden layers of each pass"""
+    crops: int
+    """crops whose latents stage 2 trains on"""
+    table_crops: int
+    """crops that the frequency tables are fitted to"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Stage:
     batch: int
     learning_rate: float
     warmup_steps: int
+    decay: float
+    """share of the minutes, at the end, over which the learning rate falls to nothing"""
     ema: float
     """decay of the averaged weights"""
 
@@ -48,18 +56,20 @@ class Stage:
 class Loss:
     smallest_step: float
     largest_step: float
-    """the quantiser step is drawn between these, log-triangular, once per crop"""
+    """the quantiser step is drawn between these, log-uniformly, once per crop"""
     mse: float
     """weight of the squared error (levels 0..255) against bits per pixel at step 1"""
     mse_exponent: float
-    """the weight falls with step ** -exponent"""
+    """the weight falls with step ** -exponent; 2 is what a uniform quantiser asks for at high rates"""
     balance: float
     """a crop's whole loss is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
+    structure: float
+    """weight of 1 - MS-SSIM at step 1; falls with step ** -perceptual_exponent"""
     feature: float
-    """weight of the feature distance at step 1; scales with the step like the squared error does, by feature_exponent"""
-    feature_exponent: float
-    feature_crops: int
-    """the feature distance is taken on this many crops of the batch"""
+    """weight of the feature distance at step 1; falls with step ** -perceptual_exponent"""
+    perceptual_exponent: float
+    perceptual_crops: int
+    """structure and feature distance are taken on this many crops of the batch"""
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,16 @@ class ContextModel(nn.Module):
             value = coded[:, channels, row::2, column::2].float()
             total = total + bits(value, mean, log_scale, width).sum((1, 2, 3))
         return total
+
+
+@torch.no_grad()
+def rescale(context: ContextModel, scale: float) -> None:
+    """Make a model of latents into one of latents divided by ``scale``, exactly (but for the clamps)."""
+    for item in context.passes:
+        item.window.weight.mul_(scale)
+        # log(step) was that of the raw latent: log(step / scale) + log(scale)
+        item.window.bias.add_(item.step.weight[:, 0] * math.log(scale))
+        means = item.out.weight.shape[0] // 2
+        item.out.weight[:means].div_(scale)
+        item.out.bias[:means].div_(scale)
+        item.out.bias[means:].sub_(math.log(scale))

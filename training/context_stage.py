@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 
 from service.codec.steps import step_size
 from training.config import Config
-from training.context import ContextModel
+from training.context import ContextModel, rescale
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
-
-
-@torch.no_grad()
-def rescale(context: ContextModel, scale: float) -> None:
-    """Make a model of latents into one of latents divided by ``scale``, exactly (but for the clamps)."""
-    for item in context.passes:
-        item.window.weight.mul_(scale)
-        # log(step) was that of the raw latent: log(step / scale) + log(scale)
-        item.window.bias.add_(item.step.weight[:, 0] * math.log(scale))
-        means = item.out.weight.shape[0] // 2
-        item.out.weight[:means].div_(scale)
-        item.out.bias[:means].div_(scale)
-        item.out.bias[means:].sub_(math.log(scale))
 
 
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
@@ -41,7 +27,7 @@ def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
 
 def train(config: Config, images: list[Path], folder: Path) -> None:
     """Train for the configured minutes; the bits are those of rounded latents, not of noisy ones."""
-    encoded = encode_crops(config, images, folder, 6144)
+    encoded = encode_crops(config, images, folder, config.context.crops)
     latents = encoded.latents / encoded.scale
     torch.save({"scale": torch.tensor(encoded.scale)}, folder / "scale.pt")
     context = ContextModel(config.context.group_sizes, config.context.hidden)

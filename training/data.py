@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from training.config import Data
+from training.graphics import decorate
 
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 
@@ -61,7 +62,7 @@ class Pictures:
         self.weights = [(picture.width * picture.height) ** 0.5 for picture in self.pictures]
 
     def random_crop(self, rng: random.Random) -> np.ndarray:
-        """One crop, uint8 (crop, crop, 3): a random window at a random scale, mirrored half the time."""
+        """One crop, uint8 (crop, crop, 3): a random window at a random scale, mirrored half the time, now and then with lettering."""
         picture = rng.choices(self.pictures, self.weights)[0]
         crop = self.config.crop
         most = min(min(picture.size) / crop, self.config.largest_downscale)
@@ -73,8 +74,11 @@ class Pictures:
             piece = picture.crop((left, top, left + crop, top + crop))
         else:
             piece = picture.resize((crop, crop), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-        pixels = np.asarray(piece)
-        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+        if rng.random() < 0.5:
+            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < self.config.graphics_percent / 100:  # after mirroring: letters are not seen mirrored
+            piece = decorate(piece, rng)
+        return np.asarray(piece)
 
     def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
         """Endless uint8 batches (size, 3, crop, crop), cut by one thread ahead of the model."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from training.config import Stage
+from training.optimiser import Optimisers
 
 
 def device() -> torch.device:
@@ -22,19 +23,24 @@ def device() -> torch.device:
 class Progress:
     """A stage's optimiser, averaged weights and log, saved together and picked up where they stopped.
 
-    The learning rate rises linearly for ``warmup_steps`` and falls by a half cosine over ``minutes`` of training time, so that
-    a run ends when its time is up on any machine.
+    The learning rate rises linearly for ``warmup_steps``, stays, and falls linearly to nothing over the last ``decay`` of the
+    ``minutes`` of training time, so that a run ends when its time is up on any machine and more minutes continue it well.
+
+    Args:
+        name: of the stage, and of its checkpoint.
+        modules: what is trained.
+        stage: its constants.
+        folder: for checkpoints and the log.
+        muon: names of the modules whose kernels are trained with Muon; the others by Adam.
     """
 
-    def __init__(self, name: str, modules: dict[str, nn.Module], stage: Stage, folder: Path) -> None:
+    def __init__(self, name: str, modules: dict[str, nn.Module], stage: Stage, folder: Path, muon: tuple[str, ...] = ()) -> None:
         self.name, self.modules, self.stage, self.folder = name, modules, stage, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
-        parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=stage.learning_rate, betas=(0.9, 0.98))
-        self.parameters = parameters
+        orthogonal = [modules[key] for key in muon]
+        self.optimisers = Optimisers(orthogonal, [module for key, module in modules.items() if key not in muon], stage.learning_rate)
         self.step, self.trained_s, self.saved_at = 0, 0.0, 0.0
-        self.best = math.inf
         if self.path.exists():
             self._load()
         self.clock = time.monotonic()
@@ -49,14 +55,13 @@ class Progress:
 
     def update(self, loss: torch.Tensor) -> float:
         """One optimiser step; returns the gradient norm.  A step whose gradient is not finite is left out."""
-        for group in self.optimizer.param_groups:
-            warm = min(1.0, (self.step + 1) / self.stage.warmup_steps)
-            group["lr"] = self.stage.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.fraction))))
-        self.optimizer.zero_grad(set_to_none=True)
+        warm = min(1.0, (self.step + 1) / self.stage.warmup_steps)
+        left = min(1.0, max(0.01, 1 - self.fraction) / self.stage.decay)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        norm = float(nn.utils.clip_grad_norm_(self.optimisers.parameters, 1.0))
         if math.isfinite(norm):
-            self.optimizer.step()
+            self.optimisers.step(self.stage.learning_rate * warm * left)
+        self.optimisers.zero_grad()
         self.step += 1
         decay = min(self.stage.ema, self.step / (self.step + 10))
         with torch.no_grad():
@@ -82,7 +87,7 @@ class Progress:
         state = {
             "modules": {key: module.state_dict() for key, module in self.modules.items()},
             "averaged": {key: module.state_dict() for key, module in self.averaged.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
             "step": self.step,
             "trained_s": self.trained_s,
         }
@@ -95,7 +100,7 @@ class Progress:
         for key in self.modules:
             self.modules[key].load_state_dict(state["modules"][key])
             self.averaged[key].load_state_dict(state["averaged"][key])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimisers.load_state_dict(state["optimisers"])
         self.step, self.trained_s = state["step"], state["trained_s"]
         self.saved_at = self.trained_s
         print(f"resumed {self.name} at step {self.step}, {self.trained_s / 60:.1f} min", flush=True)

@@ -1,20 +1,22 @@
-"""Stage 3: the U-Net, on quantised latents at every step, judged by what the finished decoder makes of its output."""
+"""Stage 3: the U-Net, on quantised latents at every step, and with it the decoder; encoder and context model are finished."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import diffusers
 import torch
 from torch.nn import functional as F
 
-from service.bench.features import FeatureDistance
 from service.codec.steps import step_size
+from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.schedule import clean_latent, noise_of_step, timestep_of_noise
 from training.config import Config
 from training.data import Pictures
 from training.latents import encode, finished_vae, shipped_steps
 from training.loop import Progress
+from training.losses import Distortion
 
 
 def scheduler() -> diffusers.DDPMScheduler:
@@ -41,70 +43,90 @@ def build(config: Config) -> diffusers.UNet2DModel:
     return network.to(memory_format=torch.channels_last)
 
 
+def finished(config: Config, folder: Path) -> Progress:
+    """The averaged U-Net and auto-encoder of this stage, or what they begin as."""
+    vae = finished_vae(config, folder).averaged["vae"].requires_grad_(False)
+    assert isinstance(vae, ResidualAutoencoder)
+    vae.decoder.requires_grad_(True)
+    return Progress("unet", {"unet": build(config), "vae": vae}, config.unet_stage, folder, muon=("unet", "vae"))
+
+
+class Renderer:
+    """What the engine does with a latent, differentiable: quantise, restore, decode."""
+
+    def __init__(self, config: Config, scale: float) -> None:
+        self.scale, self.patch_factor = scale, config.patch_factor
+        self.steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
+        self.alphas = scheduler().alphas_cumprod
+        self.timesteps = torch.tensor([timestep_of_noise(self.alphas, noise_of_step(float(step))) for step in self.steps])
+
+    def quantise(self, latent: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        width = self.steps[which].view(-1, 1, 1, 1)
+        return torch.round(latent / width) * width
+
+    def restore(self, unet: torch.nn.Module, sent: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Clean a quantised latent, within its cells."""
+        half = self.steps[which].view(-1, 1, 1, 1) / 2
+        alpha = self.alphas[self.timesteps[which]].view(-1, 1, 1, 1)
+        noisy = sent * alpha.sqrt()
+        clean = clean_latent("epsilon", noisy, unet(noisy, self.timesteps[which]).sample.float(), alpha)
+        return torch.clamp(clean, sent - half, sent + half)
+
+    def decode(self, vae: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(vae.decode(latent * self.scale).sample, self.patch_factor)
+
+
 def train(config: Config, images: list[Path], folder: Path) -> None:
-    """Train for the configured minutes, the decoder frozen."""
+    """Train for the configured minutes.  Every fourth crop goes past the U-Net, so that ``steps=0`` stays good."""
     pictures = Pictures(images, config.data, validation=False)
     held_out = Pictures(images, config.data, validation=True).centre_crops(48)
-    vae = finished_vae(config, folder).averaged["vae"]
-    scale = float(torch.load(folder / "scale.pt", weights_only=True)["scale"])
-    indices = shipped_steps(config, scale)
-    alphas = scheduler().alphas_cumprod
-    network = build(config)
-    distance = FeatureDistance("lite0").to(memory_format=torch.channels_last)
-    progress = Progress("unet", {"unet": network}, config.unet_stage, folder)
-    steps = torch.tensor([step_size(index) for index in indices])
-    timesteps = torch.tensor([timestep_of_noise(alphas, noise_of_step(float(step))) for step in steps])
-    loss_of, batch = config.loss, config.unet_stage.batch
-
-    def restored(unet: torch.nn.Module, latent: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        """Quantise a normalised latent and clean it, as the engine does."""
-        width = steps[which].view(-1, 1, 1, 1)
-        sent = torch.round(latent / width) * width
-        alpha = alphas[timesteps[which]].view(-1, 1, 1, 1)
-        noisy = sent * alpha.sqrt()
-        clean = clean_latent("epsilon", noisy, unet(noisy, timesteps[which]).sample.float(), alpha)
-        return torch.clamp(clean, sent - width / 2, sent + width / 2)
-
-    def losses(latent: torch.Tensor, pixels: torch.Tensor, few: int) -> tuple[torch.Tensor, torch.Tensor]:
-        decoded = F.pixel_shuffle(vae.decode(latent * scale).sample, config.patch_factor)
-        mse = (decoded.float() - pixels).square().mean((1, 2, 3)) * 127.5**2
-        return mse, distance(decoded[:few], pixels[:few])
-
-    sums = torch.zeros(2)
+    progress = finished(config, folder)
+    network, vae = progress.modules["unet"], progress.modules["vae"]
+    assert isinstance(vae, ResidualAutoencoder)
+    renderer = Renderer(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
+    distortion, batch = Distortion(config.loss), config.unet_stage.batch
+    through = torch.arange(batch) % 4 != 1
+    sums: Counter[str] = Counter()
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
         crops = next(batches)
-        latent = encode(vae, crops, config) / scale
-        pixels = crops.float() / 127.5 - 1
-        which = torch.randint(len(steps), (batch,))
-        raw_step = steps[which] * scale
+        latent = encode(vae, crops, config) / renderer.scale
+        which = torch.randint(len(renderer.steps), (batch,))
+        sent = renderer.quantise(latent, which)
         with torch.autocast("cpu", torch.bfloat16):
-            mse, feature = losses(restored(network, latent, which), pixels, loss_of.feature_crops)
-        weight = raw_step**loss_of.balance
-        squared = loss_of.mse * raw_step**-loss_of.mse_exponent * mse
-        few = loss_of.feature_crops
-        perceptual = loss_of.feature * raw_step[:few] ** -loss_of.feature_exponent * feature
-        progress.update((weight * squared).mean() + (weight[:few] * perceptual).mean())
-        sums += torch.stack([mse.detach().mean(), feature.detach().mean()])
+            cleaned = sent.clone()
+            cleaned[through] = renderer.restore(network, sent[through], which[through])
+            decoded = renderer.decode(vae, cleaned)
+        loss, parts = distortion(decoded, crops.float() / 127.5 - 1, renderer.steps[which] * renderer.scale)
+        progress.update(loss)
+        sums.update({**parts, "loss": float(loss.detach())})
         if progress.step % 100 == 0:
-            progress.log(mse=round(float(sums[0]) / 100, 3), feature=round(float(sums[1]) / 100, 4))
-            sums = torch.zeros(2)
+            progress.log(**{key: round(value / 100, 4) for key, value in sums.items()})
+            sums.clear()
         if progress.step % 500 == 0 or progress.fraction >= 1:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                report = {}
-                target = held_out.float() / 127.5 - 1
-                clean = encode(vae, held_out, config) / scale
-                for raw in (0.5, 1.0, 2.0):
-                    nearest = int((steps - raw / scale).abs().argmin())
-                    which = torch.full((len(held_out),), nearest)
-                    width = steps[nearest]
-                    before = losses(torch.round(clean / width) * width, target, len(target))
-                    after = losses(restored(progress.averaged["unet"], clean, which), target, len(target))
-                    report[raw] = {
-                        "psnr_steps0": round(float((10 * torch.log10(65025 / before[0])).mean()), 3),
-                        "psnr_steps1": round(float((10 * torch.log10(65025 / after[0])).mean()), 3),
-                        "feature_steps0": round(float(before[1].mean()), 4),
-                        "feature_steps1": round(float(after[1].mean()), 4),
-                    }
-            progress.log(validation=report)
+            progress.log(validation=evaluate(progress, renderer, held_out, distortion, config))
     progress.save()
+
+
+@torch.no_grad()
+def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distortion: Distortion, config: Config) -> list[dict[str, float]]:
+    """Averaged weights on held-out crops, with and without the U-Net: PSNR (dB) and feature distance."""
+    network, vae = progress.averaged["unet"], progress.averaged["vae"]
+    assert isinstance(vae, ResidualAutoencoder)
+    figures = []
+    for raw in (0.5, 1.0, 2.0, 4.0):
+        nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
+        totals = torch.zeros(2, 2)
+        for part in crops.split(8):
+            pixels = part.float() / 127.5 - 1
+            which = torch.full((len(part),), nearest)
+            with torch.autocast("cpu", torch.bfloat16):
+                sent = renderer.quantise(encode(vae, part, config) / renderer.scale, which)
+                for row, latent in enumerate((sent, renderer.restore(network, sent, which))):
+                    decoded = renderer.decode(vae, latent).float().clamp(-1, 1)
+                    mse = (decoded - pixels).square().mean((1, 2, 3)) * 127.5**2
+                    totals[row] += torch.stack([10 * torch.log10(255**2 / mse), distortion.features(decoded, pixels)]).sum(1)
+        (psnr_0, feature_0), (psnr_1, feature_1) = (totals / len(crops)).tolist()
+        line = {"step": raw, "psnr_steps0": psnr_0, "psnr_steps1": psnr_1, "feature_steps0": feature_0, "feature_steps1": feature_1}
+        figures.append({key: round(value, 4) for key, value in line.items()})
+    return figures

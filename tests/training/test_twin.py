@@ -14,10 +14,9 @@ from service.codec.profile import context_predictor
 from service.codec.steps import dequantise, quantise, step_size
 from service.codec.tables import logistic_counts
 from training import config as configuration
-from training.context import ContextModel, bits
-from training.context_stage import rescale
+from training.context import ContextModel, bits, rescale
 from training.data import Pictures, is_validation
-from training.export import integer_passes
+from training.profile import integer_passes
 
 CONFIG = Path(configuration.__file__).with_name("bundled.toml")
 
@@ -77,7 +76,7 @@ def test_a_wrong_key_in_a_configuration_is_named(tmp_path: Path) -> None:
 def test_the_split_is_by_name_and_complete(tmp_path: Path) -> None:
     for index in range(40):
         Image.fromarray(np.full((64, 80, 3), index * 6, np.uint8)).save(tmp_path / f"{index}.png")
-    data = configuration.Data(crop=32, largest_downscale=2.0, validation_percent=25)
+    data = configuration.Data(crop=32, largest_downscale=2.0, graphics_percent=10, validation_percent=25)
     train, held = (Pictures([tmp_path], data, validation=flag) for flag in (False, True))
     assert len(train.pictures) + len(held.pictures) == 40
     assert len(held.pictures) == sum(is_validation(f"{index}.png", 25) for index in range(40)) > 0

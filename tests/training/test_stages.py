@@ -1,0 +1,149 @@
+"""All stages on a few pictures for a few seconds: what comes out must be a model folder that the service takes."""
+
+import asyncio
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from service.engine.autoencoder import ResidualAutoencoder
+from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.settings import BUNDLED_MODEL, Settings
+from tests.conftest import Plane, png, psnr
+from training import config as configuration
+from training.__main__ import app
+from training.context import ContextModel
+from training.graphics import decorate
+from training.losses import structure_distance
+from training.profile import float_context, integer_passes
+from training.start import start_from
+from training.vae import build
+
+SHIPPED = Path(configuration.__file__).with_name("bundled.toml")
+
+
+def small(folder: Path, minutes: float) -> Path:
+    """The shipped configuration, shrunk."""
+    changes = {
+        "latent_channels": "6", "block_out_channels": "[8, 12, 16]", "encoder_layers": "[1, 1, 1]", "decoder_layers": "[1, 1, 1]",
+        "group_sizes": "[2, 4]", "hidden": "8", "crops": "32", "table_crops": "32", "batch": "4", "minutes": str(minutes),
+        "warmup_steps": "1", "largest_downscale": "1.0", "norm_num_groups": "4",
+    }  # fmt: skip
+    lines = []
+    for line in SHIPPED.read_text().replace("block_out_channels = [96, 128]", "block_out_channels = [8, 12] ").splitlines():
+        key = line.split(" =")[0]
+        keep = key == "block_out_channels" and line.endswith(" ")
+        lines.append(f"{key} = {changes[key]}" if key in changes and not keep else line)
+    (folder / "small.toml").write_text("\n".join(lines))
+    return folder / "small.toml"
+
+
+@pytest.fixture
+def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(60):  # names decide which are held out: enough of them that some are
+        pixels = list(photos.values())[index % len(photos)]
+        Image.fromarray(pixels[:280, :300]).save(folder / f"{index}.png")
+    return folder
+
+
+def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Path, photo: Plane) -> None:
+    config, run, model = small(tmp_path, 0.02), tmp_path / "run", tmp_path / "model"
+    common = ["--images", str(images), "--out", str(run), "--config", str(config)]
+    for stage in ("vae", "context", "unet"):
+        result = CliRunner().invoke(app, [stage, *common])
+        assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(app, ["export", *common, "--model", str(model)])
+    assert result.exit_code == 0, result.output
+    validation = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
+    assert {line["stage"] for line in validation} == {"vae", "unet"}
+
+    async def journey() -> tuple[int, np.ndarray]:
+        async with open_pipeline(Settings(model=model, dtype="float32")) as pipeline:
+            blob = (await pipeline.compress(png(photo), CompressOptions(quality=50))).content
+            rendered = await pipeline.render(blob, RenderOptions("png"))
+            return len(blob), np.asarray(Image.open(io.BytesIO(rendered.content)))
+
+    size, shown = asyncio.run(journey())
+    assert shown.shape == photo.shape
+    assert size > 100
+    assert psnr(photo, shown) > 8  # seconds of training: a picture of about the right brightness
+
+    # and on from there: the finished folder is where fine-tuning begins
+    result = CliRunner().invoke(app, ["vae", *common[:2], "--out", str(tmp_path / "more"), *common[4:], "--start", str(model)])
+    assert result.exit_code == 0, result.output
+
+
+def test_fine_tuning_begins_with_the_finished_model() -> None:
+    config = configuration.load(SHIPPED)
+    manifest = json.loads((BUNDLED_MODEL / "sdc.json").read_text())
+    vae = ResidualAutoencoder.from_pretrained(BUNDLED_MODEL / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    mine, context = build(config)
+    start_from(BUNDLED_MODEL, mine, context)
+    patches = torch.rand(1, 48, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(mine.encode(patches).latent, vae.encode(patches).latent)
+    profile = load_file(BUNDLED_MODEL / "entropy.safetensors")
+    scale = manifest["latent_std"][0]
+    known = torch.from_numpy(np.random.default_rng(0).laplace(size=(1, manifest["latent_channels"], 8, 8)).astype(np.float32))
+    with torch.no_grad():
+        normalised = float_context(profile)(known, known, torch.tensor([0.5]))
+        raw = context(known * scale, known * scale, torch.tensor([0.5 * scale]))
+    torch.testing.assert_close(normalised, raw, rtol=1e-3, atol=0.1)
+
+
+def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
+    old = ResidualAutoencoder.from_pretrained(small_model / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    channels = old.config.latent_channels
+    wide = ResidualAutoencoder(**{**old.config, "latent_channels": channels + 3})
+    context = ContextModel([channels + 3], 4)
+    start_from(small_model, wide, context)
+    patches = torch.rand(1, 48, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(wide.encode(patches).latent[:, :channels], old.encode(patches).latent)
+        assert wide.encode(patches).latent[:, channels:].std() > 0
+
+
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
+    vae, context = ResidualAutoencoder(), ContextModel([24], 4)
+    with pytest.raises(SystemExit, match=str(tmp_path)):
+        start_from(tmp_path, vae, context)
+    shutil.copytree(small_model, tmp_path / "other")
+    with pytest.raises(SystemExit, match="cannot start"):
+        start_from(tmp_path / "other", vae, context)
+
+
+def test_the_profile_goes_both_ways() -> None:
+    torch.manual_seed(3)
+    integers = integer_passes(ContextModel([2, 3], 6))
+    again = integer_passes(float_context(integers))
+    assert integers.keys() == again.keys()
+    for name, values in integers.items():
+        assert np.abs(values.astype(np.int64) - again[name]).max() <= 1, name
+
+
+def test_structure_distance(photos: dict[str, Plane]) -> None:
+    rng = np.random.default_rng(0)
+    pair = torch.stack([torch.from_numpy(photos[name][:256, :256].copy()).permute(2, 0, 1) for name in ("coffee", "rocket")]) / 127.5 - 1
+    noisy = pair + torch.from_numpy(rng.normal(0, 0.1, pair.shape).astype(np.float32))
+    noisier = pair + torch.from_numpy(rng.normal(0, 0.4, pair.shape).astype(np.float32))
+    assert structure_distance(pair, pair).abs().max() < 1e-5
+    assert (structure_distance(noisy, pair) < structure_distance(noisier, pair)).all()
+    assert structure_distance(noisier, pair).shape == (2,)
+
+
+def test_lettering_is_drawn_the_same_for_the_same_seed(photo: Plane) -> None:
+    picture = Image.fromarray(photo[:256, :256])
+    drawn = [[np.asarray(decorate(picture, random.Random(seed))) for seed in range(8)] for _ in range(2)]
+    assert all((one == other).all() for one, other in zip(*drawn, strict=True))
+    assert all(one.shape == (256, 256, 3) for one in drawn[0])
+    assert sum((one != photo[:256, :256]).any() for one in drawn[0]) >= 6

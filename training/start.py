@@ -1,0 +1,46 @@
+"""Begin from a finished model folder: to fine-tune it on other pictures, or to go on with more latent channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.numpy import load_file
+
+from service.engine.autoencoder import ResidualAutoencoder
+from service.errors import BadModel
+from service.manifest import read_manifest
+from training.context import ContextModel, rescale
+from training.profile import float_context
+
+
+@torch.no_grad()
+def copy_into(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy what fits; a tensor with more channels than its source keeps its own values, halved, in the surplus."""
+    for name, kept in module.state_dict().items():
+        source = weights[name].float()
+        if source.shape != kept.shape:
+            kept.mul_(0.5)
+        kept[tuple(slice(size) for size in source.shape)] = source
+
+
+def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> None:
+    """Give ``vae`` the weights of the model in ``folder``, and ``context`` its profile if that has the same passes.
+
+    Raises SystemExit where the folder's auto-encoder has other widths or blocks.
+    """
+    try:
+        manifest = read_manifest(folder)
+        finished = ResidualAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32, local_files_only=True)
+        copy_into(vae, finished.state_dict())
+    except (BadModel, OSError, KeyError, RuntimeError) as error:
+        raise SystemExit(f"training cannot start from {folder}: {error}") from error
+    if manifest.entropy.file is None:
+        return
+    profile = float_context(load_file(folder / manifest.entropy.file))
+    rescale(profile, 1 / manifest.latent_std[0])
+    ours = context.state_dict()
+    if {name: value.shape for name, value in profile.state_dict().items()} == {name: value.shape for name, value in ours.items()}:
+        context.load_state_dict(profile.state_dict())
+    else:
+        print("the context model has other passes than the one in the folder: it starts afresh", flush=True)
