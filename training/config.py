@@ -26,12 +26,16 @@ class Autoencoder:
     block_out_channels: list[int]
     encoder_layers: list[int]
     decoder_layers: list[int]
+    linear: bool
+    """whether a linear way lies beside the network"""
 
 
 @dataclass(frozen=True)
 class Context:
     group_sizes: list[int]
     """latent channels are coded in these groups, in order"""
+    windows: list[int]
+    """side of each group's window, 5 or 3"""
     hidden: int
     """width of the two hidden layers of each pass"""
     crops: int

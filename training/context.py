@@ -1,18 +1,19 @@
 """The float twin of ``service.codec.context``: the same passes over the same neighbours, differentiable.
 
 Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  Everything in a pass is
-predicted from what is already known: all earlier groups, and the earlier phases of its own group, in a 5x5 window.
+predicted from what is already known: all earlier groups, and the earlier phases of its own group, in a window of 5x5 or 3x3.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from service.codec.context import PHASES, RADIUS
+from service.codec.context import PHASES
 
 SMALLEST_SCALE = 0.05
 """of the logistic, in quantiser steps"""
@@ -31,9 +32,10 @@ def bits(value: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, step:
 class ContextPass(nn.Module):
     """Mean and log-scale of one group at one phase, from the known latents and the step."""
 
-    def __init__(self, known: int, group: int, hidden: int) -> None:
+    def __init__(self, known: int, group: int, hidden: int, window: int) -> None:
         super().__init__()
-        self.window = nn.Conv2d(known, hidden, 2 * RADIUS + 1, stride=2)
+        self.radius = window // 2
+        self.window = nn.Conv2d(known, hidden, window, stride=2)
         self.step = nn.Linear(1, hidden, bias=False)
         self.middle = nn.Conv2d(hidden, hidden, 1)
         self.out = nn.Conv2d(hidden, 2 * group, 1)
@@ -50,11 +52,11 @@ class ContextPass(nn.Module):
 class ContextModel(nn.Module):
     """Rate of a latent (N, C, h, w), h and w even, quantised with one step per item."""
 
-    def __init__(self, group_sizes: list[int], hidden: int) -> None:
+    def __init__(self, group_sizes: list[int], hidden: int, windows: list[int]) -> None:
         super().__init__()
         self.group_sizes = group_sizes
-        ends = [sum(group_sizes[: i + 1]) for i in range(len(group_sizes))]
-        self.passes = nn.ModuleList(ContextPass(end, size, hidden) for end, size in zip(ends, group_sizes, strict=True) for _ in PHASES)
+        shapes = zip(itertools.accumulate(group_sizes), group_sizes, windows, strict=True)
+        self.passes = nn.ModuleList(ContextPass(known, size, hidden, window) for known, size, window in shapes for _ in PHASES)
 
     def predictions(self, known: torch.Tensor, log_step: torch.Tensor) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
         """For each pass: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""
@@ -65,8 +67,11 @@ class ContextModel(nn.Module):
             mask = torch.zeros(known.shape[2:], dtype=known.dtype)
             for row, column in PHASES:
                 visible = torch.cat([known[:, :start], known[:, channels] * mask], 1)
-                padded = F.pad(visible, (RADIUS - column, RADIUS - 1 + column, RADIUS - row, RADIUS - 1 + row))
-                mean, log_scale = self.passes[index](padded, log_step)
+                item = self.passes[index]
+                assert isinstance(item, ContextPass)
+                before, after = (item.radius - column, item.radius - row), (item.radius - 1 + column, item.radius - 1 + row)
+                padded = F.pad(visible, (before[0], after[0], before[1], after[1]))
+                mean, log_scale = item(padded, log_step)
                 found.append((channels, row, column, mean, log_scale))
                 mask = mask.clone()
                 mask[row::2, column::2] = 1

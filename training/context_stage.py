@@ -11,12 +11,13 @@ from training.config import Config
 from training.context import ContextModel, rescale
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
+from training.vae import build
 
 
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
     """The finished context model and the latent's scale."""
     state = torch.load(folder / "scale.pt", weights_only=True)
-    context = ContextModel(config.context.group_sizes, config.context.hidden)
+    _, context = build(config)
     progress = Progress("context", {"context": context}, config.context_stage, folder)
     if progress.step == 0:
         raise SystemExit(f"{folder} holds no context model: run `python -m training context` first")
@@ -30,7 +31,7 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     encoded = encode_crops(config, images, folder, config.context.crops)
     latents = encoded.latents / encoded.scale
     torch.save({"scale": torch.tensor(encoded.scale)}, folder / "scale.pt")
-    context = ContextModel(config.context.group_sizes, config.context.hidden)
+    _, context = build(config)
     context.load_state_dict(finished_vae(config, folder).averaged["context"].state_dict())
     rescale(context, encoded.scale)
     progress = Progress("context", {"context": context}, config.context_stage, folder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.codec.context import HIDDEN_BITS, LATENT_BITS, PHASES, WEIGHT_BITS, WINDOW
+from service.codec.context import HIDDEN_BITS, LATENT_BITS, PHASES, WEIGHT_BITS
 from service.codec.steps import STEPS_PER_OCTAVE
 from service.codec.tables import SCALES_PER_OCTAVE
 from training.context import ContextModel
@@ -55,14 +56,18 @@ def integer_passes(context: ContextModel) -> Tensors:
 def float_context(tensors: Tensors) -> ContextModel:
     """The float model, of normalised latents, whose rounding ``tensors`` are."""
     sizes = [int(size) for size in tensors["group_sizes"].tolist()]
-    context = ContextModel(sizes, tensors["0.window_bias"].size)
+    windows = []
+    for group, known in enumerate(itertools.accumulate(sizes)):
+        rows = tensors[f"{group * len(PHASES)}.window"].shape[0]
+        windows.append(math.isqrt(rows // known))
+    context = ContextModel(sizes, tensors["0.window_bias"].size, windows)
 
     def real(name: str, scale: float) -> torch.Tensor:
         return torch.from_numpy(tensors[name].astype(np.float32) / scale)
 
     for index, item in enumerate(context.passes):
         unit = _out_unit(sizes[index // len(PHASES)])
-        item.window.weight.copy_(real(f"{index}.window", WEIGHT).T.unflatten(1, (-1, WINDOW, WINDOW)))
+        item.window.weight.copy_(real(f"{index}.window", WEIGHT).T.reshape(item.window.weight.shape))
         item.window.bias.copy_(real(f"{index}.window_bias", FIRST))
         item.step.weight.copy_(real(f"{index}.window_step", FIRST * LOG_STEP)[:, None])
         item.middle.weight.copy_(real(f"{index}.middle", WEIGHT).T[:, :, None, None])

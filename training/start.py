@@ -16,18 +16,26 @@ from training.profile import float_context
 
 @torch.no_grad()
 def copy_into(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copy what fits; a tensor with more channels than its source keeps its own values, halved, in the surplus."""
-    for name, kept in module.state_dict().items():
+    """Copy what fits; a tensor with more channels than its source keeps its own values, halved, in the surplus.
+
+    Tensors that the source lacks stay as they are.  Raises KeyError where the source has one that ``module`` lacks.
+    """
+    own = module.state_dict()
+    if surplus := weights.keys() - own.keys():
+        raise KeyError(f"no place for {min(surplus)}")
+    for name, kept in own.items():
+        if name not in weights:
+            continue
         source = weights[name].float()
         if source.shape != kept.shape:
             kept.mul_(0.5)
         kept[tuple(slice(size) for size in source.shape)] = source
 
 
-def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> None:
+def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> int:
     """Give ``vae`` the weights of the model in ``folder``, and ``context`` its profile if that has the same passes.
 
-    Raises SystemExit where the folder's auto-encoder has other widths or blocks.
+    Returns how many latent channels the folder's model has not.  Raises SystemExit where its auto-encoder has other widths or blocks.
     """
     try:
         manifest = read_manifest(folder)
@@ -35,8 +43,9 @@ def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) ->
         copy_into(vae, finished.state_dict())
     except (BadModel, OSError, KeyError, RuntimeError) as error:
         raise SystemExit(f"training cannot start from {folder}: {error}") from error
+    missing = int(vae.config.latent_channels) - manifest.latent_channels
     if manifest.entropy.file is None:
-        return
+        return missing
     profile = float_context(load_file(folder / manifest.entropy.file))
     rescale(profile, 1 / manifest.latent_std[0])
     ours = context.state_dict()
@@ -44,3 +53,4 @@ def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) ->
         context.load_state_dict(profile.state_dict())
     else:
         print("the context model has other passes than the one in the folder: it starts afresh", flush=True)
+    return missing

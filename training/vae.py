@@ -14,6 +14,7 @@ from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
 from training.context import ContextModel
 from training.data import Pictures
+from training.graft import graft
 from training.loop import Progress
 from training.losses import Distortion, structure_distance
 from training.start import start_from
@@ -28,8 +29,10 @@ def build(config: Config) -> tuple[ResidualAutoencoder, ContextModel]:
         block_out_channels=tuple(shape.block_out_channels),
         encoder_layers=tuple(shape.encoder_layers),
         decoder_layers=tuple(shape.decoder_layers),
+        linear=shape.linear,
     )
-    return vae.to(memory_format=torch.channels_last), ContextModel(config.context.group_sizes, config.context.hidden)
+    coded = config.context
+    return vae.to(memory_format=torch.channels_last), ContextModel(coded.group_sizes, coded.hidden, coded.windows)
 
 
 def draw_steps(count: int, config: Config) -> torch.Tensor:
@@ -53,8 +56,11 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
     held_out = Pictures(images, config.data, validation=True).centre_crops(48)
     print(f"{len(pictures.pictures)} pictures to train on, {len(held_out)} held out", flush=True)
     vae, context = build(config)
-    if start is not None:
-        start_from(start, vae, context)
+    shape = config.autoencoder
+    if start is not None and not (folder / "vae.pt").exists():
+        fresh = start_from(start, vae, context)
+        if fresh and shape.linear:
+            graft(vae, fresh, pictures, config)
     distortion = Distortion(config.loss)
     progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae",))
     sums: Counter[str] = Counter()

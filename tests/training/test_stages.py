@@ -34,7 +34,7 @@ def small(folder: Path, minutes: float) -> Path:
     """The shipped configuration, shrunk."""
     changes = {
         "latent_channels": "6", "block_out_channels": "[8, 12, 16]", "encoder_layers": "[1, 1, 1]", "decoder_layers": "[1, 1, 1]",
-        "group_sizes": "[2, 4]", "hidden": "8", "crops": "32", "table_crops": "32", "batch": "4", "minutes": str(minutes),
+        "group_sizes": "[2, 4]", "windows": "[5, 3]", "hidden": "8", "crops": "32", "table_crops": "32", "batch": "4", "minutes": str(minutes),
         "warmup_steps": "1", "largest_downscale": "1.0", "norm_num_groups": "4",
     }  # fmt: skip
     lines = []
@@ -105,7 +105,7 @@ def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
     old = ResidualAutoencoder.from_pretrained(small_model / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     channels = old.config.latent_channels
     wide = ResidualAutoencoder(**{**old.config, "latent_channels": channels + 3})
-    context = ContextModel([channels + 3], 4)
+    context = ContextModel([channels + 3], 4, [5])
     start_from(small_model, wide, context)
     patches = torch.rand(1, 48, 8, 8)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
-    vae, context = ResidualAutoencoder(), ContextModel([24], 4)
+    vae, context = ResidualAutoencoder(), ContextModel([128], 4, [3])
     with pytest.raises(SystemExit, match=str(tmp_path)):
         start_from(tmp_path, vae, context)
     shutil.copytree(small_model, tmp_path / "other")
@@ -124,7 +124,7 @@ def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_mode
 
 def test_the_profile_goes_both_ways() -> None:
     torch.manual_seed(3)
-    integers = integer_passes(ContextModel([2, 3], 6))
+    integers = integer_passes(ContextModel([2, 3], 6, [3, 5]))
     again = integer_passes(float_context(integers))
     assert integers.keys() == again.keys()
     for name, values in integers.items():

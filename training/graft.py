@@ -1,0 +1,57 @@
+"""Give new latent channels a linear code of what a finished auto-encoder leaves out, so that training need not find it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from service.engine.autoencoder import ResidualAutoencoder
+from training.config import Config
+from training.data import Pictures, to_tensor
+
+CROPS = 320
+
+
+@torch.no_grad()
+def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Config) -> None:
+    """Set the linear way of the last ``count`` channels of ``vae``.
+
+    Reduced-rank regression (Izenman 1975) of the residual on the block of pixels: the ``count`` directions of the residual that a
+    linear map of the block predicts best.  Scaled so that one step suits them at high rates: a bit more for a coefficient halves its error, and
+    ``d rate / d log step = d (mse weight * error) / d log step`` holds for noise of variance step**2 / 12.
+    """
+    assert vae.linear_encoder is not None
+    assert vae.linear_decoder is not None
+    block = vae.linear_decoder.out_channels
+    both, own = torch.zeros(block, block, dtype=torch.float64), torch.zeros(block, block, dtype=torch.float64)
+    rng = random.Random(config.seed + 2)
+    channels = vae.config.latent_channels
+    for _ in range(0, CROPS, 8):
+        pixels = to_tensor(np.stack([pictures.random_crop(rng) for _ in range(8)])).float() / 127.5 - 1
+        patches = F.pixel_unshuffle(pixels, config.patch_factor)
+        with torch.autocast("cpu", torch.bfloat16):
+            latent = vae.encode(patches).latent.float()
+            latent[:, channels - count :] = 0
+            residual = patches - vae.decode(latent).sample.float()
+        blocks, left = (F.pixel_unshuffle(each, vae.side).permute(0, 2, 3, 1).reshape(-1, block).double() for each in (patches, residual))
+        own += blocks.T @ blocks
+        both += left.T @ blocks
+    # residual ~ map @ block; its best directions are those of the covariance of what it predicts
+    ridge = 1e-6 * own.diagonal().mean() * torch.eye(block, dtype=torch.float64)
+    regression = both @ torch.linalg.inv(own + ridge)
+    _, directions = torch.linalg.eigh(regression @ own @ regression.T)
+    best = directions.flip(1)[:, :count]
+    # bits per pixel lost per unit of log step, and squared error (levels) per squared latent error, of one coefficient
+    pixels_per_block = block / 3
+    bits = 1 / (np.log(2) * pixels_per_block)
+    per_square = config.loss.mse * 127.5**2 / block
+    scale = float(np.sqrt(per_square * 2 / 12 / bits))
+    vae.linear_encoder.weight[channels - count :, :, 0, 0] = (scale * best.T @ regression).float()
+    vae.linear_decoder.weight[:, channels - count :, 0, 0] = (best / scale).float()
+    # the network's own weights for these channels keep out of the way at first
+    last, first = vae.encoder[-1], vae.decoder[0]
+    last.weight[channels - count :] *= 0.1
+    first.weight[:, channels - count :] *= 0.1
