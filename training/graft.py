@@ -20,8 +20,8 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
     """Set the linear way of the last ``count`` channels of ``vae``.
 
     Reduced-rank regression (Izenman 1975) of the residual on the block of pixels: the ``count`` directions of the residual that a
-    linear map of the block predicts best.  Scaled so that one step suits them at high rates: a bit more for a coefficient halves its error, and
-    ``d rate / d log step = d (mse weight * error) / d log step`` holds for noise of variance step**2 / 12.
+    linear map of the block predicts best.  Scaled so that the step they are quantised with is the one that pays at high rates, where a
+    halved step costs a bit: ``d rate / d log step = d (mse weight * error) / d log step`` for noise of variance step**2 / 12.
     """
     assert vae.linear_encoder is not None
     assert vae.linear_decoder is not None

@@ -1,7 +1,7 @@
 """Predicts, for each symbol, where it will lie and how widely it is spread, from symbols already coded.  Integers only.
 
 Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  A pass (one group, one phase)
-is predicted at once from all earlier groups and from the earlier phases of its own group, in a 5x5 window.
+is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5 or 3x3.
 
 The arithmetic is on integers held in float64: every product and every partial sum stays under 2**53, so each is exact and the order
 of summation, which differs between BLAS libraries and processors, cannot change a bit.  `training/context.py` is the float twin that
@@ -20,8 +20,9 @@ from service.codec.steps import INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE
 from service.codec.tables import HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, SCALES_PER_OCTAVE, Counts
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
-RADIUS = 2
-WINDOW = 2 * RADIUS + 1
+LARGEST_RADIUS = 2
+WINDOWS = (3, 5)
+"""sides a window may have"""
 
 LATENT_BITS = 6
 """a known latent is seen as an integer in 64ths ..."""
@@ -48,13 +49,15 @@ class Predictor(Protocol):
     """What an entropy profile brings: the grouping of channels, a prediction for each pass, and the tables."""
 
     group_sizes: tuple[int, ...]
+    windows: tuple[int, ...]
+    """side of each group's window"""
     counts: Counts
 
     def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         """Predict one pass.
 
         Args:
-            windows: (n, 5, 5, channels known so far) integers as from ``visible``; the channels of this group come last, with 0
+            windows: (n, side, side, channels known so far) integers as from ``visible``; the channels of this group come last, with 0
                 where nothing is known yet.
             group, phase: which pass.
             step_index: the picture's step.
@@ -72,6 +75,7 @@ class LaplacePredictor:
 
     def __init__(self, channels: int, counts: Counts) -> None:
         self.group_sizes: tuple[int, ...] = (channels,)
+        self.windows: tuple[int, ...] = (5,)
         self.counts = counts
         # Neighbours known at each phase; the 0s of a window are the unknown ones and add nothing.
         self._known = [_known_positions(phase) for phase in range(len(PHASES))]
@@ -92,11 +96,11 @@ class LaplacePredictor:
 def _known_positions(phase: int) -> npt.NDArray[np.bool_]:
     """(5, 5) mask of the window positions whose phase precedes this one."""
     row, column = PHASES[phase]
-    known = np.zeros((WINDOW, WINDOW), bool)
+    known = np.zeros((5, 5), bool)
     for earlier_row, earlier_column in PHASES[:phase]:
-        for y in range(WINDOW):
-            for x in range(WINDOW):
-                known[y, x] |= (row + y - RADIUS - earlier_row) % 2 == 0 and (column + x - RADIUS - earlier_column) % 2 == 0
+        for y in range(5):
+            for x in range(5):
+                known[y, x] |= (row + y - earlier_row) % 2 == 0 and (column + x - earlier_column) % 2 == 0
     return known
 
 
@@ -116,7 +120,7 @@ class PassWeights:
     """One pass of the context network, integers: see docs/FORMAT.md for the fixed point of each."""
 
     window: Exact
-    """(25 * known channels, hidden), 1024ths; channels vary fastest, unlike in the file"""
+    """(side * side * known channels, hidden), 1024ths; channels vary fastest, unlike in the file"""
     window_bias: Exact
     """(hidden,), 65536ths"""
     window_step: Exact
@@ -131,19 +135,20 @@ class PassWeights:
     """(2 * group,), 2**18ths"""
 
     @classmethod
-    def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]]) -> PassWeights:
+    def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]], known: int) -> PassWeights:
         """The tensors of docs/FORMAT.md, where a channel's window is together; windows are read with a position's channels together."""
         weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
         rows, hidden = weights["window"].shape
-        weights["window"] = weights["window"].reshape(-1, WINDOW**2, hidden).swapaxes(0, 1).reshape(rows, hidden)
+        weights["window"] = weights["window"].reshape(known, -1, hidden).swapaxes(0, 1).reshape(rows, hidden)
         return cls(**weights)
 
 
 class ContextPredictor:
-    """A three-layer network for each pass: 5x5 window, hidden, hidden, mean and scale."""
+    """A three-layer network for each pass: window, hidden, hidden, mean and scale."""
 
-    def __init__(self, group_sizes: tuple[int, ...], passes: list[PassWeights], counts: Counts) -> None:
+    def __init__(self, group_sizes: tuple[int, ...], windows: tuple[int, ...], passes: list[PassWeights], counts: Counts) -> None:
         self.group_sizes = group_sizes
+        self.windows = windows
         self.counts = counts
         self._passes = passes
 

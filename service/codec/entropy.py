@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from service.codec.context import PHASES, RADIUS, WINDOW, Exact, Integers, Predictor, visible
+from service.codec.context import LARGEST_RADIUS, PHASES, Exact, Integers, Predictor, visible
 from service.codec.steps import LARGEST_SYMBOL, Symbols
 from service.codec.tables import ALPHABET, ESCAPE, HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, REACH, SCALES_PER_OCTAVE, TOTAL
 from service.errors import CorruptBlob
@@ -137,18 +137,21 @@ class EntropyCoder:
     def _chunks(self, symbols: Symbols, height: int, width: int, step_index: int) -> Iterator[Chunk]:
         """Walk the passes in order.  The consumer of a chunk must have put its symbols into ``symbols`` when it asks for the next."""
         # Channels last: a window is then five runs of memory, which copies ten times as fast.
-        canvas: Exact = np.zeros((height + 2 * RADIUS, width + 2 * RADIUS, len(symbols)))
-        inner = canvas[RADIUS : RADIUS + height, RADIUS : RADIUS + width]
-        windows = sliding_window_view(canvas, (WINDOW, WINDOW), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+        edge = LARGEST_RADIUS
+        canvas: Exact = np.zeros((height + 2 * edge, width + 2 * edge, len(symbols)))
+        inner = canvas[edge : edge + height, edge : edge + width]
         start = 0
-        for group, size in enumerate(self._predictor.group_sizes):
+        for group, (size, side) in enumerate(zip(self._predictor.group_sizes, self._predictor.windows, strict=True)):
             end = start + size
+            surplus = edge - side // 2
+            around = canvas[surplus : surplus + height + side - 1, surplus : surplus + width + side - 1, :end]
+            windows = sliding_window_view(around, (side, side), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
             for phase, (row, column) in enumerate(PHASES):
                 rows, columns = np.meshgrid(np.arange(row, height, 2), np.arange(column, width, 2), indexing="ij")
                 flat_rows, flat_columns = rows.ravel(), columns.ravel()
                 for first in range(0, len(flat_rows), CHUNK):
                     at = flat_rows[first : first + CHUNK], flat_columns[first : first + CHUNK]
-                    seen = windows[at[0], at[1], :, :, :end]
+                    seen = windows[at]
                     mean, scale = self._predictor.predict(seen, group, phase, step_index)
                     yield _chunk(slice(start, end), at[0], at[1], mean, scale)
                 known = symbols[start:end, row::2, column::2]

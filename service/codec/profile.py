@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.codec.container import VERSION
-from service.codec.context import LARGEST_HIDDEN, LARGEST_LATENT, PHASES, WINDOW, ContextPredictor, LaplacePredictor, PassWeights, Predictor
+from service.codec.context import (
+    LARGEST_HIDDEN,
+    LARGEST_LATENT,
+    PHASES,
+    WINDOWS,
+    ContextPredictor,
+    LaplacePredictor,
+    PassWeights,
+    Predictor,
+)
 from service.codec.steps import STEP_COUNT
 from service.codec.tables import ALPHABET, OFFSETS, SCALE_COUNT, TOTAL, laplace_counts
 from service.errors import BadModel
@@ -57,20 +68,25 @@ def context_predictor(tensors: dict[str, npt.NDArray[np.generic]], channels: int
         raise ValueError(f"group_sizes {group_sizes} do not add up to {channels} channels")
     if counts.dtype != np.int32 or counts.shape != (SCALE_COUNT, OFFSETS, ALPHABET) or counts.min() < 1 or (counts.sum(-1) != TOTAL).any():
         raise ValueError("counts must be positive and sum to 65536 in every table")
-    passes = []
-    for index in range(len(group_sizes) * len(PHASES)):
-        parts = {name: tensors[f"{index}.{name}"] for name in PASS_TENSORS}
-        group = index // len(PHASES)
-        _check_pass(index, parts, sum(group_sizes[: group + 1]), group_sizes[group])
-        passes.append(PassWeights.from_file(parts))
-    return ContextPredictor(group_sizes, passes, counts.astype(np.int32))
+    passes, windows = [], []
+    for group, known in enumerate(itertools.accumulate(group_sizes)):
+        side = math.isqrt(tensors[f"{group * len(PHASES)}.window"].shape[0] // known)
+        if side not in WINDOWS:
+            raise ValueError(f"group {group}: a window of {side}x{side}, not one of {WINDOWS}")
+        windows.append(side)
+        for phase in range(len(PHASES)):
+            index = group * len(PHASES) + phase
+            parts = {name: tensors[f"{index}.{name}"] for name in PASS_TENSORS}
+            _check_pass(index, parts, known * side**2, group_sizes[group])
+            passes.append(PassWeights.from_file(parts, known))
+    return ContextPredictor(group_sizes, tuple(windows), passes, counts.astype(np.int32))
 
 
-def _check_pass(index: int, parts: dict[str, npt.NDArray[np.generic]], known: int, group: int) -> None:
+def _check_pass(index: int, parts: dict[str, npt.NDArray[np.generic]], inputs: int, group: int) -> None:
     """Shapes, number formats, and that no sum can leave the integers a float64 holds exactly; raises ValueError."""
     hidden = parts["window_bias"].size
     shapes = {
-        "window": (known * WINDOW**2, hidden), "window_bias": (hidden,), "window_step": (hidden,),
+        "window": (inputs, hidden), "window_bias": (hidden,), "window_step": (hidden,),
         "middle": (hidden, hidden), "middle_bias": (hidden,), "out": (hidden, 2 * group), "out_bias": (2 * group,),
     }  # fmt: skip
     for name, shape in shapes.items():
@@ -78,6 +94,6 @@ def _check_pass(index: int, parts: dict[str, npt.NDArray[np.generic]], known: in
         if parts[name].shape != shape or parts[name].dtype != wanted:
             raise ValueError(f"pass {index}: {name} must be {np.dtype(wanted)} of shape {shape}")
     # int16 weights, int32 biases and step weights, inputs as clamped by the predictor
-    largest_input = max(known * WINDOW**2 * LARGEST_LATENT, hidden * LARGEST_HIDDEN)
+    largest_input = max(inputs * LARGEST_LATENT, hidden * LARGEST_HIDDEN)
     if largest_input * 2**15 + 2**31 * (1 + STEP_COUNT) >= 2**53:
         raise ValueError(f"pass {index}: a layer this wide could leave the integers that are exact")

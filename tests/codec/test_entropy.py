@@ -13,22 +13,27 @@ from service.codec.tables import laplace_counts, logistic_counts
 from service.errors import CorruptBlob
 
 
-def random_context(group_sizes: tuple[int, ...] = (2, 3), hidden: int = 6, seed: int = 5) -> ContextPredictor:
+def random_context(windows: tuple[int, ...] = (5, 5)) -> ContextPredictor:
     """A context network of random integers: nothing in the coder may depend on its being a good one."""
-    rng = np.random.default_rng(seed)
+    group_sizes, hidden, rng = (2, 3), 6, np.random.default_rng(5)
     passes = []
     for group, size in enumerate(group_sizes):
         known = sum(group_sizes[: group + 1])
         for _ in PHASES:
+            inputs = known * windows[group] ** 2
             shapes = {
-                "window": (known * 25, hidden), "window_bias": (hidden,), "window_step": (hidden,), "middle": (hidden, hidden),
+                "window": (inputs, hidden), "window_bias": (hidden,), "window_step": (hidden,), "middle": (hidden, hidden),
                 "middle_bias": (hidden,), "out": (hidden, 2 * size), "out_bias": (2 * size,),
             }  # fmt: skip
-            passes.append(PassWeights.from_file({name: rng.integers(-900, 900, shape) for name, shape in shapes.items()}))
-    return ContextPredictor(group_sizes, passes, logistic_counts())
+            passes.append(PassWeights.from_file({name: rng.integers(-900, 900, shape) for name, shape in shapes.items()}, known))
+    return ContextPredictor(group_sizes, windows, passes, logistic_counts())
 
 
-PREDICTORS: dict[str, Predictor] = {"laplace": LaplacePredictor(5, laplace_counts()), "context": random_context()}
+PREDICTORS: dict[str, Predictor] = {
+    "laplace": LaplacePredictor(5, laplace_counts()),
+    "context": random_context(),
+    "narrow": random_context((5, 3)),
+}
 
 
 def natural(shape: tuple[int, int, int], step_index: int, seed: int = 0) -> Symbols:
@@ -60,7 +65,9 @@ def test_any_integers_come_back(name: str, height: int, width: int, step_index: 
     assert (coder.decode(coder.encode(symbols, step_index), symbols.shape, step_index) == symbols).all()
 
 
-@pytest.mark.parametrize(("name", "golden"), [("laplace", "436 e8b1fa0cf0b6434c"), ("context", "940 6524ddf2eb682652")])
+@pytest.mark.parametrize(
+    ("name", "golden"), [("laplace", "436 e8b1fa0cf0b6434c"), ("context", "940 6524ddf2eb682652"), ("narrow", "760 6b31def4bd90fa5c")]
+)
 def test_golden_bitstream(name: str, golden: str) -> None:
     """A change here means that files already written can no longer be read: raise the format version."""
     y, x, c = np.mgrid[0:9, 0:11, 0:5]
