@@ -326,13 +326,32 @@ def bench_rd(
     crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
     results: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    handicap: Annotated[bool, typer.Option(help="Add JPEG with 14 % and WebP with 36 % more bytes than ours.")] = False,
     model: Model = None,
 ) -> None:
     """Rate and distortion against JPEG, WebP and AVIF at the same bytes."""
     with _bench_told():
         from service.bench import rd
 
-        rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out)
+        rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out, handicap)
+
+
+@bench_app.command("show")
+def bench_show(
+    images: Images,
+    region: Annotated[list[str], typer.Option(help="NAME:LEFT,TOP,WIDTH,HEIGHT, in pixels of the crop; several times.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")],
+    max_bytes: Annotated[int, typer.Option(help="Bytes of a 512x512 picture.")] = 5089,
+    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 512,
+    enlarge: Annotated[int, typer.Option(min=1, max=8, help="So many screen pixels for one.")] = 1,
+    rival: Annotated[list[str] | None, typer.Option(help="JPEG, WebP or AVIF; several times. Default AVIF.")] = None,
+    model: Model = None,
+) -> None:
+    """A sheet to look at: parts of photographs, ours and a rival's of the same bytes."""
+    with _bench_told():
+        from service.bench import show
+
+        show.main(_settings(model), images, region, max_bytes, crop, enlarge, rival or ["AVIF"], output)
 
 
 @bench_app.command("code")

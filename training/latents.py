@@ -32,7 +32,7 @@ class Encoded:
 def finished_vae(config: Config, folder: Path) -> Progress:
     """The averaged weights of stage 1, as left in ``folder``."""
     vae, context = build(config)
-    progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae",))
+    progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae", "context"))
     if progress.step == 0:
         raise SystemExit(f"{folder} holds no auto-encoder: run `python -m training vae` first")
     return progress

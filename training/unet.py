@@ -114,7 +114,7 @@ def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distor
     network, vae = progress.averaged["unet"], progress.averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
     figures = []
-    for raw in (0.5, 1.0, 2.0, 4.0):
+    for raw in (1.0, 2.0, 4.0, 8.0):
         nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(2, 2)
         for part in crops.split(8):

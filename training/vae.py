@@ -62,7 +62,7 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
         if fresh and shape.linear:
             graft(vae, fresh, pictures, config)
     distortion = Distortion(config.loss)
-    progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae",))
+    progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae", "context"))
     sums: Counter[str] = Counter()
     batches = pictures.batches(config.vae_stage.batch, config.seed + progress.step)
     for index in itertools.count(1):
@@ -93,10 +93,11 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
 
 @torch.no_grad()
 def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, config: Config) -> list[dict[str, float]]:
-    """Averaged weights on held-out crops at five steps: bits per pixel, PSNR (dB), MS-SSIM of the loss, and feature distance."""
+    """Averaged weights on held-out crops at five steps: bits per pixel, PSNR (dB), MS-SSIM as in the loss, feature distance."""
     vae, context = progress.averaged["vae"], progress.averaged["context"]
     figures = []
-    for size in (0.25, 0.5, 1.0, 2.0, 4.0):
+    ends = math.log2(config.loss.smallest_step), math.log2(config.loss.largest_step)
+    for size in torch.logspace(*ends, 5, base=2).tolist():
         totals = torch.zeros(4)
         for part in crops.split(8):
             pixels = part.float() / 127.5 - 1
@@ -112,5 +113,5 @@ def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, co
             psnr = 10 * torch.log10(255**2 / mse)
             totals += torch.stack([bpp, psnr, structure, feature]).sum(1)
         means = [round(value, 4) for value in (totals / len(crops)).tolist()]
-        figures.append({"step": size, **dict(zip(("bpp", "psnr", "ms_ssim", "feature"), means, strict=True))})
+        figures.append({"step": round(size, 3), **dict(zip(("bpp", "psnr", "ms_ssim", "feature"), means, strict=True))})
     return figures

@@ -16,13 +16,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import skimage.data
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from service.bench.metrics import NAMES, Plane, Quality, measure
 from service.bench.pictures import as_png
 from service.bench.rivals import RIVALS, at_least
+from service.bench.show import side_by_side
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 BITS_PER_PIXEL = 0.155
@@ -73,7 +74,8 @@ def main() -> None:
             shown = _one(client, name, pixels, table)
             if name == SHOWN:
                 PICTURE.parent.mkdir(exist_ok=True)
-                side_by_side({"original": (as_png(pixels), pixels), **shown}).save(PICTURE)
+                sizes = {"original": (as_png(pixels), pixels), **shown}
+                side_by_side({name: (len(content), plane) for name, (content, plane) in sizes.items()}).save(PICTURE)
     console.print(table)
     console.print(f"side by side: {PICTURE.resolve()}", highlight=False, soft_wrap=True)
 
@@ -96,18 +98,6 @@ def _one(client: httpx.Client, name: str, pixels: Plane, table: Table) -> dict[s
 
 def _cells(quality: Quality) -> list[str]:
     return [f"{quality.psnr:.2f}", f"{quality.ms_ssim:.3f}", f"{quality.ssimulacra2:.1f}", f"{quality.feature:.3f}"]
-
-
-def side_by_side(pictures: dict[str, tuple[bytes, Plane]]) -> Image.Image:
-    """Pictures at 1:1 in a row, each under its name and size."""
-    height, width = next(iter(pictures.values()))[1].shape[:2]
-    sheet = Image.new("RGB", (len(pictures) * (width + 8) - 8, height + 22), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (name, (content, pixels)) in enumerate(pictures.items()):
-        left = index * (width + 8)
-        sheet.paste(Image.fromarray(pixels), (left, 22))
-        draw.text((left + 4, 3), f"{name}, {len(content):,} bytes", fill="black", font_size=14)
-    return sheet
 
 
 if __name__ == "__main__":

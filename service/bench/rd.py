@@ -17,7 +17,7 @@ from rich.table import Table
 
 from service.bench import pictures as source
 from service.bench.metrics import HIGHER_IS_BETTER, NAMES, Plane, Quality, as_array, measure
-from service.bench.rivals import RIVALS, at_least
+from service.bench.rivals import HANDICAP, RIVALS, at_least
 from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
 
@@ -31,8 +31,17 @@ async def ours(pipeline: Pipeline, pixels: Plane, max_bytes: int, steps: int | N
     return len(compressed.content), np.asarray(Image.open(io.BytesIO(rendered.content)))
 
 
-def main(settings: Settings, images: Path, budgets: list[int], crop: int, limit: int | None, results: Path | None, out: Console) -> None:
-    """Run and print; raises the errors of the pipeline."""
+def main(
+    settings: Settings,
+    images: Path,
+    budgets: list[int],
+    crop: int,
+    limit: int | None,
+    results: Path | None,
+    out: Console,
+    handicap: bool = False,
+) -> None:
+    """Run and print; raises the errors of the pipeline.  ``handicap`` adds JPEG and WebP files larger than ours."""
     pictures = source.load(images, crop, limit)
     everything: dict[str, object] = {}
 
@@ -41,14 +50,14 @@ def main(settings: Settings, images: Path, budgets: list[int], crop: int, limit:
             out.print(f"{len(pictures)} pictures of {images}, {f'centre crops {crop}x{crop}' if crop else 'whole'}", highlight=False)
             out.print(f"{pipeline.engine.description}; {source.machine()}", highlight=False)
             for budget in budgets:
-                everything[str(budget)] = await _at(pipeline, pictures, budget, out)
+                everything[str(budget)] = await _at(pipeline, pictures, budget, out, handicap)
 
     asyncio.run(run())
     if results:
         results.write_text(json.dumps(everything, indent=1) + "\n")
 
 
-async def _at(pipeline: Pipeline, pictures: dict[str, Plane], budget: int, out: Console) -> dict[str, object]:
+async def _at(pipeline: Pipeline, pictures: dict[str, Plane], budget: int, out: Console, handicap: bool) -> dict[str, object]:
     """One size: ``budget`` bytes of a 512x512 picture, others in proportion."""
     sizes: dict[str, list[int]] = {}
     qualities: dict[str, list[Quality]] = {}
@@ -65,6 +74,9 @@ async def _at(pipeline: Pipeline, pictures: dict[str, Plane], budget: int, out: 
         for name, encode in RIVALS.items():
             content, shown = await asyncio.to_thread(at_least, encode, pixels, sizes["sdc"][-1])
             note(name, len(content), shown, pixels)
+        for name, factor in HANDICAP.items() if handicap else ():
+            content, shown = await asyncio.to_thread(at_least, RIVALS[name], pixels, round(allowed * factor))
+            note(f"{name}, {factor - 1:+.0%}", len(content), shown, pixels)
 
     table = Table("", "", "bytes", *NAMES, title=f"{budget} B at 512x512, n={len(pictures)}")
     mine = as_array(qualities["sdc"])

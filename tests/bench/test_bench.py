@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from service.bench import code, features, pictures, rd
-from service.bench.demo import side_by_side
+from service.bench import code, features, pictures, rd, show
 from service.bench.features import FeatureDistance
 from service.bench.metrics import measure
 from service.bench.rivals import RIVALS, at_least
@@ -63,10 +62,10 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
 def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
     (tmp_path / "cat.png").write_bytes(png(photo))
     out = Console(file=io.StringIO(), width=200)
-    rd.main(bundled_settings, tmp_path, [5089], 256, None, tmp_path / "figures.json", out)
+    rd.main(bundled_settings, tmp_path, [5089], 256, None, tmp_path / "figures.json", out, handicap=True)
     code.main(bundled_settings, tmp_path, 256, None, out)
     printed = out.file.getvalue()  # type: ignore[attr-defined]
-    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d."):
+    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%"):
         assert word in printed
     assert (tmp_path / "figures.json").stat().st_size > 100
 
@@ -83,4 +82,17 @@ def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> Non
 
 def test_side_by_side() -> None:
     pixels = make_picture(30, 40)
-    assert side_by_side({"a": (b"12", pixels), "b": (b"1", pixels)}).size == (88, 52)
+    assert show.side_by_side({"a": (2, pixels), "b": (1, pixels)}).size == (88, 52)
+
+
+def test_a_sheet_shows_the_regions_asked_for(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
+    (tmp_path / "cat.png").write_bytes(png(photo))
+    sheet = tmp_path / "made" / "sheet.png"
+    show.main(bundled_settings, tmp_path, ["cat:10,20,30,40", "cat:0,0,50,20"], 5089, 256, 2, ["WebP"], sheet)
+    pixels = np.asarray(Image.open(sheet).convert("RGB"))
+    assert pixels.shape == (40 * 2 + 22 + 8 + 20 * 2 + 22, 3 * 108 - 8, 3)
+    top, left = (photo.shape[0] - 256) // 2 + 20, (photo.shape[1] - 256) // 2 + 10
+    assert (pixels[22:102:2, 0:60:2] == photo[top : top + 40, left : left + 30]).all()
+    for wrong in ("cat:1,2,3", "dog:0,0,9,9", "cat:250,0,20,20"):
+        with pytest.raises(BadParameter, match=wrong.partition(":")[0]):
+            show.main(bundled_settings, tmp_path, [wrong], 5089, 256, 1, ["AVIF"], sheet)
