@@ -12,6 +12,10 @@ REJECTED = Counter("sdc_rejected_total", "Requests refused before the device.", 
 QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device.", ["op", "lane"])
 QUEUE_WAIT = Histogram("sdc_queue_wait_seconds", "Time an item waited for the device.", ["op", "lane"], buckets=_SECONDS)
 BATCH_SIZE = Histogram("sdc_batch_size", "Items of a batch, padding not counted.", ["op"], buckets=(1, 2, 4, 8, 16, 32))
+BATCH_PIXELS = Histogram(
+    "sdc_batch_cost_pixels", "Pixels of a batch, padding counted.", ["op"], buckets=tuple(1 << exponent for exponent in range(14, 27, 2))
+)
+OUT_OF_MEMORY = Counter("sdc_oom_total", "Batches that did not fit into the device's memory and were halved.")
 STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], buckets=_SECONDS)
 NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
