@@ -92,6 +92,8 @@ class Batcher:
         self._wake = asyncio.Event()
         self._closing = False
         self.death: BaseException | None = None
+        self.on_death: Callable[[BaseException], None] = lambda error: None
+        """called once, on the event loop, if the device thread dies"""
         self._device = DeviceThread(operations, self._settle, self._on_death, clock)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
@@ -269,6 +271,7 @@ class Batcher:
             for item in batch.items:
                 _answer(item, DeviceFailed("the device thread died: the process must be restarted"))
         self._wake.set()
+        self.on_death(error)
 
 
 def _answer(item: Item, outcome: Outcome) -> None:
