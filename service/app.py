@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,8 +12,10 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import blobs, health, pictures, problems
+from service.api.door import Door, Presence
 from service.api.middleware import BodyLimit, Telling
 from service.api.services import Services
+from service.batching.batcher import whole_seconds
 from service.errors import SdcError
 from service.pipeline import open_pipeline
 from service.settings import Settings
@@ -21,6 +25,12 @@ from service.telemetry import metrics
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application.  Its lifespan loads and warms the model before the first request is taken; a failure stops the start."""
+
+    def device_died(error: BaseException) -> None:
+        """Nothing can be computed any more: stop, so that whoever runs the service starts it again."""
+        structlog.get_logger().critical("the device thread died", exc_info=error)
+        app.state.failed = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -37,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
                 log.exception("start failed")
                 raise
             app.state.services = Services(pipeline, store, settings)
+            pipeline.batcher.on_death = device_died
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(
                 version=__version__, model=f"{manifest.name}-{manifest.version}", device=pipeline.engine.device.type
@@ -55,10 +66,23 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
         redirect_slashes=False,
     )
+    app.state.failed = False
     routers = {"pictures": pictures.router, "blobs": blobs.router, "health": health.router}
     for tag, router in routers.items():
         app.include_router(router, tags=[tag])
     problems.install(app, list(routers.values()))
+
+    def retry_after_s() -> int:
+        return whole_seconds(app.state.services.pipeline.batcher.predicted_wait_s("bulk"))
+
+    app.add_middleware(Presence)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Door,
+        slots=settings.slots,
+        max_bytes=settings.max_bodies_bytes,
+        largest_body=settings.max_body_bytes,
+        retry_after_s=retry_after_s,
+    )
     app.add_middleware(Telling)
     return app

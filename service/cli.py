@@ -119,6 +119,8 @@ def serve(
     server.run()
     if not server.started:
         raise typer.Exit(3)
+    if app_.state.failed:
+        raise typer.Exit(4)
 
 
 @app.command()

@@ -111,6 +111,12 @@ class Overloaded(SdcError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineMissed(Overloaded):
+    """The caller's deadline passed before its turn came."""
+
+    kind = "deadline-missed"
+
+
 class StoreUnavailable(SdcError):
     kind = "store-unavailable"
 
@@ -119,6 +125,12 @@ class DeviceFailed(SdcError):
     """The model produced no usable result for this item."""
 
     kind = "device-failed"
+
+
+class OutOfMemory(DeviceFailed):
+    """Too little memory on the device for this picture, alone."""
+
+    kind = "out-of-memory"
 
 
 class BadModel(SdcError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from service.batching.batcher import Batcher, Lane
+from service.batching.batcher import Batcher, Ticket
+from service.batching.waiting import Lane
 from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.container import Blob, Tiling
@@ -29,7 +31,7 @@ from service.codec.steps import Latent, step_size
 from service.engine.engine import DECODER_VERSION, Engine
 from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border_cells, paste, tiles
 from service.errors import BadParameter, CorruptBlob, WrongModel
-from service.imaging.opening import open_picture
+from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
 from service.settings import Settings
@@ -37,6 +39,8 @@ from service.telemetry import metrics
 
 DEFAULT_RATE_QUALITY = 50
 SMALLEST_MAX_BYTES = 32
+SMALL_PIXELS = 2 << 20
+"""a photo up to this size is compressed in the interactive lane unless its sender says otherwise"""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -146,20 +150,35 @@ class Pipeline:
 
     # -- photo to blob
 
-    async def compress(self, source: bytes, options: CompressOptions, lane: Lane = "interactive") -> Compressed:
-        """Bytes of a picture to a blob; ``lane`` says who goes first and changes nothing else.
+    async def compress(self, source: bytes, options: CompressOptions, lane: Lane | None = None, deadline: float = math.inf) -> Compressed:
+        """Bytes of a picture to a blob.
+
+        Args:
+            source: a picture of an accepted type.
+            options: what the blob shall be.
+            lane: who goes first, and nothing else; None is ``interactive`` for a small picture and ``bulk`` for a large one.
+            deadline: on the monotonic clock; past it the blob is of no use.
 
         Raises the errors of ``open_picture``, SizeUnreachable and Overloaded.
         """
         stages = Stages()
+        limits = self.settings.max_pixels, container.LARGEST_SIDE
         with stages.timed("open"):
-            picture = await self._off_loop(open_picture, source, self.settings.max_pixels, container.LARGEST_SIDE)
-        tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
-        with stages.timed("encode"):
-            latent = await self._encode(picture.rgb, tiling, lane)
-        with stages.timed("code"):
-            blob = await self._off_loop(self._code, latent, picture, tiling, options)
+            width, height = await self._off_loop(picture_size, source, *limits)
+        lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
+        with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
+            with stages.timed("open"):
+                picture = await self._off_loop(open_picture, source, *limits)
+            tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
+            with stages.timed("encode"):
+                latent = await self._encode(picture.rgb, tiling, ticket)
+            with stages.timed("code"):
+                blob = await self._off_loop(self._code, latent, picture, tiling, options)
         return Compressed(container.write(blob), blob, stages.seconds)
+
+    def _padded_pixels(self, width: int, height: int) -> int:
+        factor = self.engine.manifest.downscale
+        return -(-width // factor) * -(-height // factor) * factor**2
 
     def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
         alpha = None if picture.alpha is None else write_alpha(picture.alpha)
@@ -169,14 +188,14 @@ class Pipeline:
         quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
         return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
 
-    async def _encode(self, rgb: Plane, tiling: Tiling | None, lane: Lane) -> Latent:
+    async def _encode(self, rgb: Plane, tiling: Tiling | None, ticket: Ticket) -> Latent:
         factor = self.engine.manifest.downscale
         height, width = rgb.shape[:2]
         border = border_cells(width, height) * factor
         sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
         padded: Plane = await self._off_loop(lambda: np.pad(rgb, sides, mode="edge"))
         if tiling is None:
-            whole = await self._submit_encode(padded, lane)
+            whole = await self._submit_encode(padded, ticket)
             inner = slice(border // factor, -border // factor or None)
             return np.ascontiguousarray(whole[:, inner, inner])
         latent = np.empty(self.codec.latent_shape(width, height), np.float32)
@@ -185,13 +204,13 @@ class Pipeline:
             window = padded[
                 rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
             ]
-            part = await self._submit_encode(np.ascontiguousarray(window), lane)
+            part = await self._submit_encode(np.ascontiguousarray(window), ticket)
             latent[:, rows.core, columns.core] = part[:, rows.core_in_window, columns.core_in_window]
         return latent
 
-    async def _submit_encode(self, pixels: Plane, lane: Lane) -> Latent:
+    async def _submit_encode(self, pixels: Plane, ticket: Ticket) -> Latent:
         height, width = pixels.shape[:2]
-        encoded: Latent = await self.batcher.submit("encode", (height, width), pixels, height * width, lane)
+        encoded: Latent = await ticket.submit((height, width), pixels, height * width)
         return encoded
 
     # -- blob to photo
@@ -214,52 +233,56 @@ class Pipeline:
         if container.ALPHA in blob.sections:
             await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
 
-    async def render(self, content: bytes, options: RenderOptions) -> Rendered:
-        """Blob to the bytes of a picture."""
+    async def render(self, content: bytes, options: RenderOptions, deadline: float = math.inf) -> Rendered:
+        """Blob to the bytes of a picture, before ``deadline`` on the monotonic clock."""
         stages = Stages()
         blob = self.parse(content)
         largest_side = FORMATS[options.extension].largest_side
         if max(blob.width, blob.height) > largest_side:
             raise BadParameter(f"{options.extension} holds {largest_side} pixels a side at most: ask for another format")
-        picture = await self.restore(blob, self.steps_of(options), stages)
-        with stages.timed("write"):
-            written = await self._off_loop(write_picture, picture, options.extension, options.quality)
+        with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height), "interactive", deadline) as ticket:
+            picture = await self._restore(blob, self.steps_of(options), stages, ticket)
+            with stages.timed("write"):
+                written = await self._off_loop(write_picture, picture, options.extension, options.quality)
         return Rendered(written, stages.seconds)
 
-    async def restore(self, blob: Blob, steps: int, stages: Stages | None = None) -> Picture:
+    async def restore(self, blob: Blob, steps: int) -> Picture:
         """Blob to pixels."""
-        stages = stages or Stages()
+        with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height)) as ticket:
+            return await self._restore(blob, steps, Stages(), ticket)
+
+    async def _restore(self, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Picture:
         alpha = None
         with stages.timed("decode"):
             latent = await self._off_loop(self.codec.decode, blob)
             if container.ALPHA in blob.sections:
                 alpha = await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
         with stages.timed("render"):
-            rgb = await self._decode(latent, blob, steps)
+            rgb = await self._decode(latent, blob, steps, ticket)
         return Picture(rgb, alpha)
 
-    async def _decode(self, latent: Latent, blob: Blob, steps: int) -> Plane:
+    async def _decode(self, latent: Latent, blob: Blob, steps: int, ticket: Ticket) -> Plane:
         factor = self.engine.manifest.downscale
         size = np.float32(step_size(blob.step_index))
         if blob.tiling is None:
             cells = border_cells(blob.width, blob.height)
             border = cells * factor
             surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
-            whole = await self._submit_render(surrounded, size, steps)
+            whole = await self._submit_render(surrounded, size, steps, ticket)
             return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
         windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
-            piece = await self._submit_render(np.ascontiguousarray(window), size, steps)
+            piece = await self._submit_render(np.ascontiguousarray(window), size, steps, ticket)
             await self._off_loop(paste, canvas, tile, piece, margin // 2)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
-    async def _submit_render(self, latent: Latent, size: np.float32, steps: int) -> Plane:
+    async def _submit_render(self, latent: Latent, size: np.float32, steps: int, ticket: Ticket) -> Plane:
         height, width = latent.shape[1:]
-        cost = height * width * self.engine.manifest.downscale**2
-        rendered: Plane = await self.batcher.submit("render", (height, width, steps), (latent, size, steps), cost)
+        pixels = height * width * self.engine.manifest.downscale**2
+        rendered: Plane = await ticket.submit((height, width, steps), (latent, size, steps), pixels)
         return rendered
 
     # -- plumbing
@@ -310,7 +333,7 @@ def load_model(settings: Settings) -> tuple[Engine, Codec]:
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     """A pipeline with its model loaded and warm, closed in order at the end."""
     engine, codec = await asyncio.to_thread(load_model, settings)
-    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels)
+    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000)
     pipeline = Pipeline(engine, codec, batcher, settings)
     try:
         yield pipeline

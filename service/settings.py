@@ -27,7 +27,13 @@ class Settings(BaseSettings):
     max_pixels: int = Field(52_428_800, ge=1, description="Largest picture accepted, 50 x 2**20.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
     max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")
-    max_queued_pixels: int = Field(64 << 20, ge=1, description="Pixels that may wait for the device before requests are refused.")
+    max_queued_pixels: int = Field(64 << 20, ge=1, description="Pixels of pictures that may be in the service before more are refused.")
+    max_delay_ms: float = Field(10.0, ge=0, le=1000, description="How long a batch waits for company while the device is busy.")
+    slots: int = Field(
+        64, ge=1, le=100_000, description="Requests that may be at work or waiting at once; the next is refused, its body unread."
+    )
+    max_bodies_bytes: int = Field(256 << 20, ge=1024, description="Bytes of bodies that may be held at once.")
+    deadline_s: float = Field(30.0, gt=0, description="A request that cannot be answered within this time is refused.")
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
     shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

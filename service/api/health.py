@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service.api.problems import problem
 from service.api.services import InjectedServices
 from service.errors import StoreUnavailable
+from service.telemetry import metrics as telemetry
 
 router = APIRouter()
 FRESH = {"Cache-Control": "no-store"}
@@ -18,7 +19,8 @@ FRESH = {"Cache-Control": "no-store"}
 async def livez(services: InjectedServices) -> Response:
     """200 while the device thread can still work; never depends on load."""
     if not services.pipeline.batcher.alive:
-        return problem(503, "device-dead", "the device dispatcher has stopped: restart the process")
+        kind, what = ("device-stuck", "is stuck in a batch") if services.pipeline.batcher.stuck else ("device-dead", "has stopped")
+        return problem(503, kind, f"the device thread {what}: restart the process")
     return Response('{"status":"alive"}', 200, FRESH, "application/json")
 
 
@@ -37,6 +39,7 @@ async def readyz(services: InjectedServices) -> Response:
 
 @router.get("/metrics", response_class=Response)
 @router.head("/metrics", include_in_schema=False)
-async def metrics() -> Response:
+async def metrics(services: InjectedServices) -> Response:
     """Prometheus text format."""
+    telemetry.QUEUE_OLDEST.set(services.pipeline.batcher.oldest_s())
     return Response(generate_latest(), 200, {**FRESH, "Content-Type": CONTENT_TYPE_LATEST})

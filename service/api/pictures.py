@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.negotiation import BLOB_TYPE, matches, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, read_body, server_timing
+from service.api.services import BODY_DOCUMENTATION, STRICT, Deadline, InjectedServices, Services, disposition, read_body, server_timing
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, RenderOptions
@@ -37,7 +37,7 @@ BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
     responses={200: {"model": BlobInfo, "description": "Known already: no device work."}, **BAD_INPUT},
     openapi_extra=BODY_DOCUMENTATION,
 )
-async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices) -> Response:
+async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices, deadline: Deadline) -> Response:
     """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
     options = CompressOptions(query.method, query.max_bytes, query.quality)
     source = await read_body(request)
@@ -45,7 +45,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     content = await services.blobs.read(blob_id)
     created, timing = False, {}
     if content is None:
-        compressed = await services.pipeline.compress(source, options, query.lane)
+        compressed = await services.pipeline.compress(source, options, query.lane, deadline)
         content, created = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
         timing = {"Server-Timing": server_timing(compressed.seconds)}
     blob = services.pipeline.parse(content)
@@ -59,10 +59,12 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
 
 
 @router.post("/decompress", response_class=Response, responses={200: PICTURE, **BAD_INPUT}, openapi_extra=BODY_DOCUMENTATION)
-async def decompress(request: Request, query: Annotated[DecompressQuery, Query()], services: InjectedServices) -> Response:
+async def decompress(
+    request: Request, query: Annotated[DecompressQuery, Query()], services: InjectedServices, deadline: Deadline
+) -> Response:
     """An ``.sdc`` body back to a picture; nothing is stored."""
     extension = query.format or pick_extension(request.headers.get("accept"))
-    rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q))
+    rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q), deadline)
     headers = {
         **EMBEDDABLE,
         "Cache-Control": "no-store",
@@ -76,24 +78,33 @@ async def decompress(request: Request, query: Annotated[DecompressQuery, Query()
 @router.get("/render/{blob_id}.{extension}", response_class=Response, responses={200: PICTURE, **NO_ID})
 @router.head("/render/{blob_id}.{extension}", include_in_schema=False)
 async def render_as(
-    request: Request, blob_id: BlobId, extension: str, query: Annotated[RenderQuery, Query()], services: InjectedServices
+    request: Request,
+    blob_id: BlobId,
+    extension: str,
+    query: Annotated[RenderQuery, Query()],
+    services: InjectedServices,
+    deadline: Deadline,
 ) -> Response:
     """The picture in the format its extension names: png, webp, jpg or avif."""
     if extension not in FORMATS:
         raise NotFound(f"no format '{extension}': use {', '.join(FORMATS)}")
-    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), {})
+    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), {}, deadline)
 
 
 @router.get("/render/{blob_id}", response_class=Response, responses={200: PICTURE, **NO_ID})
 @router.head("/render/{blob_id}", include_in_schema=False)
-async def render(request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices) -> Response:
+async def render(
+    request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices, deadline: Deadline
+) -> Response:
     """The picture in the format that the Accept header likes best; PNG for clients that name none."""
     extension = pick_extension(request.headers.get("accept"))
     negotiated = {"Vary": "Accept", "Content-Location": f"/render/{blob_id}.{extension}"}
-    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), negotiated)
+    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), negotiated, deadline)
 
 
-async def _render(request: Request, services: Services, blob_id: str, options: RenderOptions, negotiated: dict[str, str]) -> Response:
+async def _render(
+    request: Request, services: Services, blob_id: str, options: RenderOptions, negotiated: dict[str, str], deadline: float
+) -> Response:
     """Existence, then validators, then work: a deleted id is 410 and never 304, and neither 304 nor HEAD touches the device."""
     await services.require(blob_id)
     entity_tag = f'W/"{services.pipeline.variant(blob_id, options)}"'
@@ -106,6 +117,6 @@ async def _render(request: Request, services: Services, blob_id: str, options: R
         reply = Response(None, 200, headers, content_type)
         del reply.headers["Content-Length"]  # unknown without rendering
         return reply
-    rendered = await services.pipeline.render(await services.read(blob_id), options)
+    rendered = await services.pipeline.render(await services.read(blob_id), options, deadline)
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.batching.batcher import Lane
+from service.batching.waiting import Lane
 
 MOST_STEPS = 8
 
@@ -30,7 +30,9 @@ class CompressQuery(Query):
     max_bytes: WholeNumber | None = Field(None, ge=32, le=1 << 30, description="Bytes of the whole file at most, or the reply is 422.")
     quality: WholeNumber | None = Field(None, ge=0, le=100, description="0 to 100, instead of max_bytes; 50 when neither is given.")
     method: Literal["latent"] = Field("latent", description="Coding method.")
-    lane: Lane = Field("interactive", description="`bulk` yields to interactive requests; no part of the id.")
+    lane: Lane | None = Field(
+        None, description="`bulk` yields to interactive requests; by default large pictures are bulk.  No part of the id."
+    )
 
 
 class RenderQuery(Query):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 from urllib.parse import quote
@@ -17,6 +18,8 @@ from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+
+DEADLINE_HEADER = "SDC-Deadline-Ms"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,19 @@ def _once_each(request: Request) -> None:
         if names.count(name) > 1:
             raise BadParameter(f"parameter '{name}' is given more than once")
 
+
+def _deadline(request: Request, services: InjectedServices) -> float:
+    """When the reply is of no more use, on the monotonic clock: what the caller says, at most what the service says."""
+    allowed = services.settings.deadline_s
+    given = request.headers.get(DEADLINE_HEADER)
+    if given is None:
+        return time.monotonic() + allowed
+    if not given.isascii() or not given.isdecimal() or not 1 <= int(given) < 10**9:
+        raise BadParameter(f"{DEADLINE_HEADER} must be a whole number of milliseconds")
+    return time.monotonic() + min(allowed, int(given) / 1000)
+
+
+Deadline = Annotated[float, Depends(_deadline)]
 
 STRICT = [Depends(_once_each)]
 """for every router with query parameters"""

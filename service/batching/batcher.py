@@ -1,9 +1,13 @@
-"""Requests wait in a bucket for each (operation, shape); one dispatcher feeds one device thread.
+"""The queue in front of the device: who may wait, who goes next, who is told what.
 
-A batch closes when it is full or the device is free, whichever comes first: no timer, no polling.  The bucket whose first request is
-oldest goes next, so a rare shape is not starved by a common one; a request in the bulk lane counts as younger than it is, so that it
-yields to interactive ones but never for long.  Batches run at two sizes only, 1 and ``max_batch`` (the rest is
-padding), so that the company a request keeps does not choose among many kernels and change its pixels.
+    admit -> Ticket.submit -> Waiting -> DeviceThread -> future of the caller
+
+A picture is admitted once, as a whole and before it is decoded, and then submits its one item or its tiles under that ticket: whoever is
+let in is not turned away half-way, and what waits anywhere in the service is bounded in pixels.
+A batch is closed when the device is idle, or, to be laid out beside the one in hand, when it is full or its oldest item has waited
+``max_delay_s``.  Nothing polls: the dispatcher sleeps until an item comes, a batch is done, or the next moment named by an item.
+Batches run at two sizes only, 1 and ``max_batch`` (the rest is padding), so that the company a request keeps does not choose among many
+kernels and change its pixels.
 """
 
 from __future__ import annotations
@@ -11,36 +15,52 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from service.errors import DeviceFailed, Overloaded, SdcError
+from service.batching.device import DeviceThread, Operation, Outcome
+from service.batching.durations import Durations
+from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
+from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
 from service.telemetry import metrics
 
-Lane = Literal["interactive", "bulk"]
-BULK_HANDICAP_S = 2.0
-"""a bulk request waits behind interactive ones that came up to this much later"""
-
-Operation = Callable[[Sequence[Any]], Sequence[Any]]
-"""takes items of one shape, returns one result for each, in order; runs on the device thread"""
+STUCK_AFTER_S = 60.0
+"""a batch that takes this long, and twenty times what was predicted, counts as stuck"""
 
 
-@dataclass(eq=False)
-class Request:
-    item: Any
-    cost: int
-    future: asyncio.Future[Any]
-    lane: Lane
-    arrived: float
+class Ticket:
+    """A picture that was let in.  Counts towards the bound from ``with`` to its end, whatever happens in between."""
 
-    @property
-    def rank(self) -> float:
-        """Lowest goes first."""
-        return self.arrived + (BULK_HANDICAP_S if self.lane == "bulk" else 0.0)
+    def __init__(self, batcher: Batcher, operation: str, pixels: int, lane: Lane, deadline: float, seconds: float) -> None:
+        self.operation, self.pixels, self.lane, self.deadline = operation, pixels, lane, deadline
+        self._batcher, self._seconds_to_come = batcher, seconds
+
+    def __enter__(self) -> Ticket:
+        self._batcher._enter(self, +1)
+        self._batcher._expect(self.lane, self._seconds_to_come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher._enter(self, -1)
+        self._batcher._expect(self.lane, -self._seconds_to_come)
+        self._seconds_to_come = 0.0
+
+    async def submit(self, shape: Hashable, payload: Any, pixels: int) -> Any:
+        """Queue one item of the picture and wait for its result.
+
+        Args:
+            shape: items of one operation and shape can share a batch.
+            payload: what the operation takes.
+            pixels: padded; the item's cost.
+
+        Raises Overloaded when the service is closing, DeadlineMissed when the deadline passed in the queue, and whatever the operation
+        raised.  Cancelling the caller takes the item out of the queue if it has not reached the device, and leaves its neighbours alone.
+        """
+        arrived = min(self._seconds_to_come, self._seconds_to_come * pixels / self.pixels)
+        self._seconds_to_come -= arrived
+        self._batcher._expect(self.lane, -arrived)
+        return await self._batcher._submit(self, shape, payload, pixels)
 
 
 class Batcher:
@@ -49,7 +69,8 @@ class Batcher:
     Args:
         operations: by name.
         max_batch: the larger of the two batch sizes.
-        max_queued_cost: requests beyond this sum of costs (pixels) are refused; one alone is always taken.
+        max_pixels: tickets beyond this sum are refused; one alone is always taken.
+        max_delay_s: how long a batch that could be laid out waits for company while the device is busy; 0 is allowed.
         clock: monotonic seconds.
     """
 
@@ -57,58 +78,79 @@ class Batcher:
         self,
         operations: dict[str, Operation],
         max_batch: int,
-        max_queued_cost: int,
+        max_pixels: int,
+        max_delay_s: float = 0.01,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._operations = operations
-        self._max_batch = max_batch
-        self._max_queued_cost = max_queued_cost
-        self._buckets: dict[tuple[str, Lane, Hashable], deque[Request]] = {}
-        self._queued_cost = 0
-        self._seconds_per_cost = 0.0
+        self._clock, self._max_pixels, self._max_delay_s = clock, max_pixels, max_delay_s
+        self.durations = Durations()
+        self._waiting = Waiting(max_batch, self.durations)
+        self._admitted_pixels = 0
+        self._coming_s: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
+        self._running_s = 0.0
+        self._in_device: list[Batch] = []
         self._wake = asyncio.Event()
         self._closing = False
-        self._running = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.death: BaseException | None = None
+        self.on_death: Callable[[BaseException], None] = lambda error: None
+        """called once, on the event loop, if the device thread dies"""
+        self._device = DeviceThread(operations, self._settle, self._on_death, clock)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     @property
     def alive(self) -> bool:
-        """Whether the dispatcher still runs."""
-        return not self._dispatcher.done()
+        """Whether the dispatcher and the device thread still run, and the batch in hand is not stuck."""
+        return not self._dispatcher.done() and self._device.alive and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        since = self._device.busy_since
+        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self._running_s)
 
     @property
     def closing(self) -> bool:
         return self._closing
 
-    async def submit(self, operation: str, shape: Hashable, item: Any, cost: int, lane: Lane = "interactive") -> Any:
-        """Queue one item and wait for its result.
+    def oldest_s(self) -> float:
+        """Seconds the longest-waiting item has waited; 0 where nothing waits."""
+        return self._clock() - self._waiting.oldest() if self._waiting else 0.0
 
-        Raises Overloaded when the queue is full or closing, and whatever the operation raised.  Cancelling the caller takes the item
-        out of the queue if it has not reached the device, and leaves its neighbours alone.
+    def admit(self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf) -> Ticket:
+        """Let a picture in, or not; to be used as a context manager.
+
+        Args:
+            operation: key of ``operations`` that it will submit to.
+            pixels: of the whole picture, padded.
+            lane: ``interactive`` or ``bulk``.
+            deadline: on the batcher's clock; past it the result is of no use.
+
+        Raises Overloaded when the service is full or closing, or cannot meet the deadline.
         """
-        if self._closing:
+        if self._closing or self.death:
+            metrics.REJECTED.labels(reason="stopping").inc()
             raise Overloaded("the service is stopping", retry_after_s=5)
-        if self._queued_cost and self._queued_cost + cost > self._max_queued_cost:
+        wait = self.predicted_wait_s(lane)
+        if self._admitted_pixels and self._admitted_pixels + pixels > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
-            raise Overloaded("the queue is full", retry_after_s=self.predicted_wait_s())
-        request = Request(item, cost, asyncio.get_running_loop().create_future(), lane, self._clock())
-        self._buckets.setdefault((operation, lane, shape), deque()).append(request)
-        self._change_queued(operation, request, +1)
-        self._wake.set()
-        try:
-            return await request.future
-        except asyncio.CancelledError:
-            waiting = self._buckets.get((operation, lane, shape), ())
-            if request in waiting:
-                self._buckets[operation, lane, shape].remove(request)
-                self._change_queued(operation, request, -1)
-            raise
+            raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
+        seconds = self.durations.predict(operation, None, 1, pixels)
+        if self._clock() + wait + seconds > deadline:
+            metrics.REJECTED.labels(reason="deadline-unreachable").inc()
+            detail = f"the deadline cannot be met: about {wait + seconds:.1f} s of work are ahead"
+            raise Overloaded(detail, retry_after_s=whole_seconds(wait))
+        return Ticket(self, operation, pixels, lane, deadline, seconds)
 
-    def predicted_wait_s(self) -> int:
-        """Whole seconds until what is queued now will be done, from measured device time; at least 1."""
-        return max(1, math.ceil(self._queued_cost * self._seconds_per_cost))
+    async def submit(
+        self, operation: str, shape: Hashable, payload: Any, pixels: int, lane: Lane = "interactive", deadline: float = math.inf
+    ) -> Any:
+        """Admit and submit a picture that is one item; see ``admit`` and ``Ticket.submit``."""
+        with self.admit(operation, pixels, lane, deadline) as ticket:
+            return await ticket.submit(shape, payload, pixels)
+
+    def predicted_wait_s(self, lane: Lane = "interactive") -> float:
+        """Seconds until an item that comes now would reach the device."""
+        coming = self._coming_s[lane] if lane == "interactive" else sum(self._coming_s.values())
+        return self._running_s + self._waiting.wait_of(lane) + coming
 
     async def close(self) -> None:
         """Refuse new requests, finish the queued ones, stop the thread.  Safe to call twice."""
@@ -116,78 +158,132 @@ class Batcher:
         self._wake.set()
         with suppress(asyncio.CancelledError):
             await self._dispatcher
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._device.stop()
+
+    # -- for tickets
+
+    def _enter(self, ticket: Ticket, sign: int) -> None:
+        self._admitted_pixels += sign * ticket.pixels
+
+    def _expect(self, lane: Lane, seconds: float) -> None:
+        """Work that was admitted and has not reached the queue yet; negative when it has."""
+        self._coming_s[lane] = max(0.0, self._coming_s[lane] + seconds)
+
+    async def _submit(self, ticket: Ticket, shape: Hashable, payload: Any, pixels: int) -> Any:
+        if self._closing or self.death:
+            raise Overloaded("the service is stopping", retry_after_s=5)
+        operation, lane = ticket.operation, ticket.lane
+        share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
+        item = Item((operation, shape), payload, pixels, lane, self._clock(), ticket.deadline, share, reply)
+        self._waiting.add(item)
+        self._count(item, +1)
+        self._wake.set()
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            item.gone = True
+            if self._waiting.remove(item):
+                self._count(item, -1)
+                metrics.REJECTED.labels(reason="client-gone").inc()
+            raise
+
+    def _share(self, operation: str, shape: Hashable, pixels: int) -> float:
+        """Device time to count for an item: alone, or its part of a full batch where that is quicker and was seen."""
+        alone = self.durations.predict(operation, shape, 1, pixels)
+        largest = self._waiting.limit((operation, shape))
+        if self.durations.best_size(operation, shape, largest, pixels, largest) == 1:
+            return alone
+        return min(alone, self.durations.predict(operation, shape, largest, pixels) / largest)
+
+    def _count(self, item: Item, sign: int) -> None:
+        metrics.QUEUE_DEPTH.labels(op=item.bucket[0], lane=item.lane).inc(sign)
+
+    # -- dispatch, all on the event loop
 
     async def _dispatch(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            while True:
-                taken = self._take()
-                if taken is None:
-                    if self._closing:
-                        return
-                    self._wake.clear()
-                    await self._wake.wait()
+            while not (self._closing and not self._waiting and not self._device.load) and not self.death:
+                self._expire()
+                batch = self._next()
+                if batch is not None:
+                    self._start(batch)
                     continue
-                operation, batch = taken
-                size = 1 if len(batch) == 1 else self._max_batch
-                items = [request.item for request in batch] + [batch[-1].item] * (size - len(batch))
-                metrics.BATCH_SIZE.labels(op=operation).observe(len(batch))
-                started = self._clock()
-                try:
-                    results = await loop.run_in_executor(self._thread, self._operations[operation], items)
-                    if len(results) != len(items):
-                        raise DeviceFailed(f"{operation} returned {len(results)} results for {len(items)} items")
-                except Exception as error:  # one batch fails; the dispatcher lives
-                    self._fail(batch, error)
-                else:
-                    for request, result in zip(batch, results, strict=False):
-                        if not request.future.done():
-                            request.future.set_result(result)
-                seconds = self._clock() - started
-                self._learn(seconds, sum(request.cost for request in batch))
-                metrics.STAGE_SECONDS.labels(stage=f"device-{operation}").observe(seconds)
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._until_next_moment())
         finally:
             self._closing = True
-            for (operation, _, _), waiting in self._buckets.items():
-                for request in waiting:
-                    self._change_queued(operation, request, -1)
-                self._fail(waiting, Overloaded("the service is stopping", retry_after_s=5))
-            self._buckets.clear()
+            for item in list(self._waiting):
+                self._waiting.remove(item)
+                self._count(item, -1)
+                _answer(item, Overloaded("the service is stopping", retry_after_s=5))
 
-    def _take(self) -> tuple[str, list[Request]] | None:
-        """The next batch: from the bucket with the oldest request, cancelled ones dropped."""
-        for (operation, _, _), waiting in self._buckets.items():
-            while waiting and waiting[0].future.done():
-                self._change_queued(operation, waiting.popleft(), -1)
-        self._buckets = {key: waiting for key, waiting in self._buckets.items() if waiting}
-        if not self._buckets:
+    def _next(self) -> Batch | None:
+        """A batch, if one may be closed now."""
+        if not self._waiting or self._device.load >= 2:
             return None
-        key = min(self._buckets, key=lambda bucket: self._buckets[bucket][0].rank)
-        operation, waiting = key[0], self._buckets[key]
-        batch: list[Request] = []
-        # Padding a batch that is less than half full would cost more than running its items one by one.
-        most = self._max_batch if 2 * len(waiting) > self._max_batch else 1
-        while waiting and len(batch) < most:
-            request = waiting.popleft()
-            self._change_queued(operation, request, -1)
-            if not request.future.done():
-                metrics.QUEUE_WAIT.labels(op=operation, lane=request.lane).observe(self._clock() - request.arrived)
-                batch.append(request)
-        return (operation, batch) if batch else self._take()
+        if self._device.load == 0:
+            return self._waiting.take()
+        if self._clock() - self._waiting.oldest() >= self._max_delay_s:
+            return self._waiting.take()
+        bucket = self._waiting.full()
+        return self._waiting.take(bucket) if bucket else None
 
-    def _change_queued(self, operation: str, request: Request, sign: int) -> None:
-        self._queued_cost += sign * request.cost
-        metrics.QUEUE_DEPTH.labels(op=operation, lane=request.lane).inc(sign)
+    def _start(self, batch: Batch) -> None:
+        now, operation = self._clock(), batch.bucket[0]
+        for item in batch.items:
+            self._count(item, -1)
+            metrics.QUEUE_WAIT.labels(op=operation, lane=item.lane).observe(now - item.arrived)
+        metrics.BATCH_SIZE.labels(op=operation).observe(len(batch.items))
+        metrics.BATCH_PIXELS.labels(op=operation).observe(batch.size * batch.items[0].pixels)
+        self._running_s += self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels)
+        self._in_device.append(batch)
+        self._device.start(batch)
 
-    def _learn(self, seconds: float, cost: int) -> None:
-        measured = seconds / max(cost, 1)
-        self._seconds_per_cost = measured if not self._seconds_per_cost else 0.8 * self._seconds_per_cost + 0.2 * measured
+    def _settle(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
+        self._in_device.remove(batch)
+        pixels = batch.items[0].pixels
+        self._running_s = sum(self.durations.predict(*each.bucket, each.size, each.items[0].pixels) for each in self._in_device)
+        for item, outcome in zip(batch.items, outcomes, strict=True):
+            _answer(item, outcome)
+        if not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items):
+            self.durations.learn(*batch.bucket, batch.size, pixels, seconds)
+        self._waiting.largest.update(self._device.largest)
+        metrics.STAGE_SECONDS.labels(stage=f"device-{batch.bucket[0]}").observe(seconds)
+        self._wake.set()
 
-    @staticmethod
-    def _fail(batch: Sequence[Request] | deque[Request], error: Exception) -> None:
-        reply = error if isinstance(error, SdcError) else DeviceFailed(f"the device failed: {type(error).__name__}")
-        reply.__cause__ = None if reply is error else error
-        for request in batch:
-            if not request.future.done():
-                request.future.set_exception(reply)
+    def _expire(self) -> None:
+        for item in self._waiting.expired(self._clock()):
+            self._count(item, -1)
+            metrics.REJECTED.labels(reason="deadline-passed").inc()
+            _answer(item, DeadlineMissed("the deadline passed in the queue", retry_after_s=whole_seconds(self.predicted_wait_s(item.lane))))
+
+    def _until_next_moment(self) -> float | None:
+        """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""
+        moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < math.inf]
+        if self._waiting and self._device.load == 1:
+            moments.append(self._waiting.oldest() + self._max_delay_s)
+        return max(0.0, min(moments) - self._clock()) if moments else None
+
+    def _on_death(self, error: BaseException) -> None:
+        self.death = error
+        for batch in self._in_device:
+            for item in batch.items:
+                _answer(item, DeviceFailed("the device thread died: the process must be restarted"))
+        self._wake.set()
+        self.on_death(error)
+
+
+def _answer(item: Item, outcome: Outcome) -> None:
+    """Complete the caller's future, unless the caller left."""
+    if item.reply.done():
+        return
+    if isinstance(outcome, SdcError):
+        item.reply.set_exception(outcome)
+    else:
+        item.reply.set_result(outcome)
+
+
+def whole_seconds(seconds: float) -> int:
+    """For Retry-After: rounded up, at least 1."""
+    return max(1, math.ceil(seconds))

@@ -8,7 +8,8 @@ Called from one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
-from service.errors import BadModel, DeviceFailed
+from service.errors import BadModel, DeviceFailed, OutOfMemory
 from service.manifest import Manifest, read_manifest
 from service.telemetry import metrics
 
@@ -137,7 +138,7 @@ class Engine:
 
     def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Run on a batch; items whose result is not finite are run again, alone, in fp32.  Raises DeviceFailed if that fails too."""
-        with torch.inference_mode():
+        with _memory_told(), torch.inference_mode():
             result = run(self._networks, *inputs).cpu().numpy()
             for index in range(len(result)):
                 if np.isfinite(result[index]).all():
@@ -149,6 +150,25 @@ class Engine:
                 if not np.isfinite(result[index]).all():
                     raise DeviceFailed("the model gave no finite result for this picture")
         return result
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Turn torch's words for too little memory into OutOfMemory, from which the queue recovers; the traceback is left behind."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        failed = True
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # the CPU allocator has no class of its own
+            raise
+        failed = True
+    else:
+        failed = False
+    if failed:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory("the picture does not fit into the device's memory")
 
 
 def _layout(tensor: torch.Tensor, exact: bool, dtype: torch.dtype) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -35,19 +37,36 @@ def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
         AnimatedPicture: more than one frame.
         UndecodablePicture: truncated or damaged.
     """
+    with _damage_told(), _read_header(content, max_pixels, max_side) as image:
+        image.load()
+        return _to_picture(image)
+
+
+def picture_size(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) -> tuple[int, int]:
+    """Width and height as stored (not yet turned upright), from the header alone; raises what ``open_picture`` raises for a header."""
+    with _damage_told(), _read_header(content, max_pixels, max_side) as image:
+        return image.size
+
+
+def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=ACCEPTED)
+    # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise AnimatedPicture("the picture has more than one frame: send a single one")
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted")
+    if max(image.size) > max_side:
+        raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
+    return image
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Turn whatever Pillow raises into errors of ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged EXIF and the like: nothing a caller can act on
-            image = Image.open(io.BytesIO(content), formats=ACCEPTED)
-            # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise AnimatedPicture("the picture has more than one frame: send a single one")
-            if image.width * image.height > max_pixels:
-                raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted")
-            if max(image.size) > max_side:
-                raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
-            image.load()
-            return _to_picture(image)
+            yield
     except UnidentifiedImageError as error:
         raise UnsupportedInput(f"these bytes are no picture of an accepted type: {', '.join(ACCEPTED)}") from error
     except SdcError:

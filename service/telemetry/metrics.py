@@ -8,10 +8,17 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 REQUESTS = Counter("sdc_requests_total", "Requests answered.", ["op", "code"])
 REQUEST_SECONDS = Histogram("sdc_request_seconds", "Time from request to reply.", ["op"], buckets=_SECONDS)
+SLOTS = Gauge("sdc_slots", "Requests that may be at work or waiting at once.")
+INFLIGHT = Gauge("sdc_inflight", "Requests at work or waiting.", ["op"])
 REJECTED = Counter("sdc_rejected_total", "Requests refused before the device.", ["reason"])
 QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device.", ["op", "lane"])
+QUEUE_OLDEST = Gauge("sdc_queue_oldest_seconds", "How long the longest-waiting item has waited for the device.")
 QUEUE_WAIT = Histogram("sdc_queue_wait_seconds", "Time an item waited for the device.", ["op", "lane"], buckets=_SECONDS)
 BATCH_SIZE = Histogram("sdc_batch_size", "Items of a batch, padding not counted.", ["op"], buckets=(1, 2, 4, 8, 16, 32))
+BATCH_PIXELS = Histogram(
+    "sdc_batch_cost_pixels", "Pixels of a batch, padding counted.", ["op"], buckets=tuple(1 << exponent for exponent in range(14, 27, 2))
+)
+OUT_OF_MEMORY = Counter("sdc_oom_total", "Batches that did not fit into the device's memory and were halved.")
 STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], buckets=_SECONDS)
 NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.batching.batcher import Batcher
-from service.errors import DeviceFailed, Overloaded
+from service.errors import DeadlineMissed, DeviceFailed, OutOfMemory, Overloaded
 
 
 class Device:
@@ -19,12 +20,21 @@ class Device:
         self.gate.set()
         self.fail_on: set[Any] = set()
         self.short = False
+        self.memory = 1000
+        self.die_on: set[Any] = set()
         self.threads: set[int] = set()
+        self.now = 0.0
+        """a clock for tests that want each batch to take a second"""
 
     def square(self, items: Sequence[Any]) -> Sequence[Any]:
         self.batches.append(list(items))
         self.threads.add(threading.get_ident())
+        self.now += 1.0
         assert self.gate.wait(20)
+        if self.die_on & set(items):
+            raise SystemExit("the driver is gone")
+        if len(items) > self.memory:
+            raise OutOfMemory("too little memory")
         if self.fail_on & set(items):
             raise ValueError("poison")
         return [item * item for item in items][: -1 if self.short else None]
@@ -33,6 +43,8 @@ class Device:
 def run(scenario: Callable[[Batcher, Device], Awaitable[None]], max_batch: int = 4, limit: int = 1000, **options: Any) -> None:
     async def main() -> None:
         device = Device()
+        if options.pop("a_second_each", False):
+            options["clock"] = lambda: device.now
         batcher = Batcher({"square": device.square}, max_batch, limit, **options)
         try:
             await asyncio.wait_for(scenario(batcher, device), 30)
@@ -135,7 +147,7 @@ def test_a_cancelled_caller_gives_its_place_back_at_once() -> None:
         assert await taken == 4
         await first
 
-    run(scenario, limit=10)
+    run(scenario, limit=11)
 
 
 def test_a_caller_cancelled_in_its_batch_leaves_the_neighbours() -> None:
@@ -198,34 +210,264 @@ def test_one_large_item_is_always_taken() -> None:
 def test_bulk_yields_to_interactive() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
-        bulk = [submit(batcher, n, lane="bulk") for n in range(4)]
+        bulk = [submit(batcher, n, lane="bulk") for n in range(2)]
         await settle()
         soon = submit(batcher, 7, "other")
         await settle()
         device.gate.set()
         await asyncio.gather(first, soon, *bulk)
-        assert device.batches[1:] == [[7], [0, 1, 2, 3]]
+        assert device.batches[1:] == [[7], [0], [1]]
+
+    run(scenario, max_delay_s=30)
+
+
+@pytest.mark.parametrize(("flood", "other"), [("bulk", "interactive"), ("interactive", "bulk")])
+def test_neither_lane_starves_in_a_flood_of_the_other(flood: str, other: str) -> None:
+    """However deep the flood, the few others are done before a fifth of it is (bulk) or almost at once (interactive)."""
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        many = [submit(batcher, n, lane=flood) for n in range(200)]
+        await settle()
+        few = [submit(batcher, 1000 + n, "rare", lane=other) for n in range(5)]
+        await settle()
+        device.gate.set()
+        await asyncio.gather(first, *many, *few)
+        order = [item for batch in device.batches for item in batch if item < 1000 or item > 1000]
+        position = max(order.index(1000 + n) for n in range(1, 5))
+        assert position < (20 if other == "interactive" else 40)
+
+    run(scenario, max_batch=1, limit=10_000, a_second_each=True)
+
+
+def test_places_that_would_be_padding_go_to_the_other_lane() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(3)] + [submit(batcher, 9, lane="bulk")]
+        await settle()
+        device.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert device.batches[1:] == [[0, 1, 2, 9]]
+
+    run(scenario, max_delay_s=30)
+
+
+def test_a_rare_shape_is_not_starved_by_a_common_one() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n, "common") for n in range(3)]
+        await settle()
+        tasks.append(submit(batcher, 50, "rare"))
+        await settle()
+        tasks += [submit(batcher, n, "common") for n in range(10, 40)]
+        await settle()
+        device.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert device.batches.index([50]) <= 3
 
     run(scenario)
 
 
-def test_bulk_does_not_starve() -> None:
-    """A bulk request older than the handicap goes before fresh interactive ones: a clock that is set, not waited for."""
+def test_a_batch_is_laid_out_when_it_is_full_or_has_waited() -> None:
     now = 0.0
 
     async def scenario(batcher: Batcher, device: Device) -> None:
         nonlocal now
         first = await held(batcher, device)
-        bulk = submit(batcher, 2, lane="bulk")
+        tasks = [submit(batcher, 1)]
         await settle()
-        now += 2.5
-        soon = [submit(batcher, n, "other") for n in range(10, 14)]
+        assert batcher._device.load == 1
+        now += 5.1
+        tasks.append(submit(batcher, 2))  # anything that wakes it
+        await settle()
+        assert batcher._device.load == 2
+        device.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    run(scenario, max_delay_s=5, clock=lambda: now)
+
+
+def test_out_of_memory_halves_the_batch_and_remembers() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        device.memory = 2
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(4)]
         await settle()
         device.gate.set()
-        await asyncio.gather(first, bulk, *soon)
-        assert device.batches[1] == [2]
+        assert await asyncio.gather(*tasks) == [0, 1, 4, 9]
+        assert device.batches[1:] == [[0, 1, 2, 3], [0, 1], [2, 3]]
+        await first
+        device.batches.clear()
+        again = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(4)]
+        await settle()
+        device.gate.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 4, 9]
+        assert device.batches[1:] == [[0, 1], [2, 3]]
+        device.memory = 0
+        with pytest.raises(OutOfMemory):
+            await submit(batcher, 3)
+        device.memory = 2
+        assert await submit(batcher, 3) == 9
+        await again
+
+    run(scenario)
+
+
+def test_a_poison_item_is_found_and_its_neighbours_succeed() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        device.fail_on = {2}
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(4)]
+        await settle()
+        device.gate.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [done[n] for n in (0, 1, 3)] == [0, 1, 9]
+        assert isinstance(done[2], DeviceFailed)
+        assert batcher.alive
+        await first
+
+    run(scenario)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_device_thread_dies_everyone_is_told_at_once() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        device.die_on = {1000}
+        first = await held(batcher, device)
+        queued = [submit(batcher, n, f"{n}") for n in range(3)]
+        await settle()
+        device.gate.set()
+        with pytest.raises(DeviceFailed, match="restarted"):
+            await first
+        done = await asyncio.gather(*queued, return_exceptions=True)
+        assert all(isinstance(error, (Overloaded, DeviceFailed)) for error in done)
+        await asyncio.to_thread(batcher._device._thread.join)
+        assert not batcher.alive
+        assert isinstance(batcher.death, SystemExit)
+        with pytest.raises(Overloaded):
+            await submit(batcher, 1)
+
+    run(scenario)
+
+
+def test_a_stuck_device_is_not_alive() -> None:
+    now = 0.0
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        nonlocal now
+        first = await held(batcher, device)
+        now += 59
+        assert batcher.alive
+        now += 2
+        assert not batcher.alive
+        device.gate.set()
+        await first
+        assert batcher.alive
 
     run(scenario, clock=lambda: now)
+
+
+def test_what_expires_in_the_queue_is_never_computed() -> None:
+    now = 0.0
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        nonlocal now
+        first = await held(batcher, device)
+        late = [submit(batcher, n, deadline=5.0) for n in range(2)]
+        patient = submit(batcher, 7)
+        await settle()
+        now = 6.0
+        device.gate.set()
+        done = await asyncio.gather(*late, return_exceptions=True)
+        assert all(isinstance(error, DeadlineMissed) and error.retry_after_s >= 1 for error in done)
+        assert await patient == 49
+        assert await first == 1_000_000
+        assert all(n not in batch for batch in device.batches for n in range(2))
+
+    run(scenario, max_delay_s=30, clock=lambda: now)
+
+
+def test_the_expired_are_told_when_it_happens_not_when_the_device_is_free() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        with pytest.raises(DeadlineMissed):
+            await submit(batcher, 3, deadline=time.monotonic() + 0.05)
+        assert not first.done()
+        device.gate.set()
+        await first
+
+    run(scenario, max_delay_s=30)
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    now = 0.0
+
+    def slow(items: Sequence[Any]) -> Sequence[Any]:
+        nonlocal now
+        now += 2.0 * len(items)
+        return items
+
+    async def main() -> None:
+        batcher = Batcher({"square": slow}, 1, 1000, clock=lambda: now)
+        await batcher.submit("square", "s", 1, 10)
+        with pytest.raises(Overloaded, match=r"2\.0 s of work"):
+            await batcher.submit("square", "s", 1, 10, deadline=now + 1.9)
+        # another shape, twice the pixels: what is known of the operation says twice the time
+        with pytest.raises(Overloaded):
+            await batcher.submit("square", "larger", 1, 20, deadline=now + 3.9)
+        assert await batcher.submit("square", "s", 5, 10, deadline=now + 2.1) == 5
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_picture_of_many_tiles_is_admitted_once() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        batcher.durations.learn("square", "s", 1, 10, 1.0)
+        first = await held(batcher, device)
+        with batcher.admit("square", 90) as ticket:
+            with pytest.raises(Overloaded):
+                batcher.admit("square", 20)
+            # not in the queue yet, and ahead of the next all the same
+            assert batcher.predicted_wait_s() == pytest.approx(9.0 + 0.1)
+            device.gate.set()
+            assert [await ticket.submit("s", n, 30) for n in range(3)] == [0, 1, 4]
+            with pytest.raises(Overloaded):
+                batcher.admit("square", 20)
+        with batcher.admit("square", 20):
+            pass
+        await first
+
+    run(scenario, limit=100)
+
+
+def test_a_ticket_is_given_back_whatever_happens() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        for _ in range(50):
+            with pytest.raises(ZeroDivisionError), batcher.admit("square", 90):
+                raise ZeroDivisionError
+        assert batcher.predicted_wait_s() == 0
+        assert await submit(batcher, 3, cost=90) == 9
+
+    run(scenario, limit=100)
+
+
+def test_the_predicted_wait_is_the_work_ahead() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        batcher.durations.learn("square", "s", 1, 1, 3.0)
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n, lane="bulk") for n in range(5)]
+        await settle()
+        assert batcher.predicted_wait_s("interactive") == pytest.approx(6.0)  # in hand and laid out
+        assert batcher.predicted_wait_s("bulk") == pytest.approx(6.0 + 12.0)
+        refused = await asyncio.gather(submit(batcher, 9, cost=1000, lane="bulk"), return_exceptions=True)
+        assert isinstance(refused[0], Overloaded)
+        assert refused[0].retry_after_s == 18
+        device.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    run(scenario, max_batch=1, max_delay_s=30)
 
 
 def test_closing_finishes_what_is_queued_and_refuses_the_rest() -> None:

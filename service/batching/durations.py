@@ -1,0 +1,76 @@
+"""How long a batch takes: learned from what batches took, asked for when promises are made.  Knows nothing of queues or threads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+FRESHNESS = 0.2
+"""weight of the newest measurement"""
+REMEMBERED = 1024
+"""buckets whose own times are kept; the longest unused is forgotten first"""
+
+
+@dataclass
+class _Line:
+    """seconds = slope * pixels + offset, by least squares over what was seen, older sights fading."""
+
+    n: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def learn(self, pixels: float, seconds: float) -> None:
+        keep = 1 - FRESHNESS / 4
+        self.n, self.x, self.y = self.n * keep + 1, self.x * keep + pixels, self.y * keep + seconds
+        self.xx, self.xy = self.xx * keep + pixels * pixels, self.xy * keep + pixels * seconds
+
+    def predict(self, pixels: float) -> float:
+        if not self.n:
+            return 0.0
+        spread = self.n * self.xx - self.x * self.x
+        slope = (self.n * self.xy - self.x * self.y) / spread if spread > 1e-9 * self.n * self.xx else -1.0
+        offset = (self.y - slope * self.x) / self.n
+        if slope < 0 or offset < 0:  # too little seen to tell the two apart: in proportion
+            return pixels * self.y / self.x if self.x else 0.0
+        return slope * pixels + offset
+
+
+class Durations:
+    """Seconds of a batch of ``size`` items (padding included) of one operation and shape."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line] = {}
+        self._seen: OrderedDict[tuple[str, Hashable, int], float] = OrderedDict()
+
+    def learn(self, operation: str, shape: Hashable, size: int, pixels: int, seconds: float) -> None:
+        """``pixels`` are those of one item."""
+        key = (operation, shape, size)
+        known = self._seen.pop(key, seconds)
+        self._seen[key] = known + FRESHNESS * (seconds - known)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        self._lines.setdefault(operation, _Line()).learn(size * pixels, seconds)
+
+    def predict(self, operation: str, shape: Hashable, size: int, pixels: int) -> float:
+        """What this bucket took at this size, or else what the operation takes for so many pixels; 0 where nothing is known."""
+        known = self._seen.get((operation, shape, size))
+        if known is not None:
+            return known
+        line = self._lines.get(operation)
+        return line.predict(size * pixels) if line else 0.0
+
+    def best_size(self, operation: str, shape: Hashable, waiting: int, pixels: int, largest: int) -> int:
+        """1 or ``largest``: which gets ``waiting`` items done sooner, padding paid for.
+
+        A size never tried is believed to take its share: then a batch is worth it from more than half full on.
+        """
+        most = min(waiting, largest)
+        if most <= 1:
+            return 1
+        alone, together = self._seen.get((operation, shape, 1)), self._seen.get((operation, shape, largest))
+        if alone is None or together is None:
+            return largest if 2 * most > largest else 1
+        return largest if together <= most * alone else 1

@@ -1,0 +1,58 @@
+import pytest
+
+from service.batching.durations import REMEMBERED, Durations
+
+
+def test_nothing_known_is_no_time() -> None:
+    assert Durations().predict("encode", "s", 1, 100) == 0.0
+
+
+def test_a_bucket_remembers_its_own_time() -> None:
+    known = Durations()
+    for _ in range(40):
+        known.learn("encode", "a", 1, 100, 2.0)
+        known.learn("encode", "b", 1, 100, 4.0)
+    assert known.predict("encode", "a", 1, 100) == pytest.approx(2.0)
+    assert known.predict("encode", "b", 1, 100) == pytest.approx(4.0)
+
+
+def test_a_new_shape_is_predicted_from_the_operation() -> None:
+    """Times of 0.5 s + 0.01 s a pixel, seen at two sizes, say what a third takes."""
+    known = Durations()
+    for pixels in (100, 200, 100, 200, 400):
+        known.learn("encode", pixels, 1, pixels, 0.5 + 0.01 * pixels)
+    assert known.predict("encode", "new", 1, 300) == pytest.approx(3.5, rel=0.01)
+    assert known.predict("encode", "new", 2, 300) == pytest.approx(6.5, rel=0.01)
+    assert known.predict("render", "new", 1, 300) == 0.0
+
+
+def test_one_size_seen_is_taken_in_proportion() -> None:
+    known = Durations()
+    known.learn("encode", "a", 1, 100, 2.0)
+    assert known.predict("encode", "b", 1, 300) == pytest.approx(6.0)
+
+
+def test_it_follows_a_machine_that_slows_down() -> None:
+    known = Durations()
+    known.learn("encode", "a", 1, 100, 1.0)
+    for _ in range(30):
+        known.learn("encode", "a", 1, 100, 3.0)
+    assert known.predict("encode", "a", 1, 100) == pytest.approx(3.0, rel=0.01)
+
+
+def test_batches_are_worth_it_where_they_were_seen_to_be() -> None:
+    known = Durations()
+    assert [known.best_size("encode", "a", waiting, 10, 4) for waiting in (1, 2, 3, 4, 9)] == [1, 1, 4, 4, 4]
+    known.learn("encode", "a", 1, 10, 1.0)
+    known.learn("encode", "a", 4, 10, 1.5)
+    assert [known.best_size("encode", "a", waiting, 10, 4) for waiting in (1, 2, 3)] == [1, 4, 4]
+    for _ in range(40):
+        known.learn("encode", "a", 4, 10, 5.0)
+    assert known.best_size("encode", "a", 4, 10, 4) == 1
+
+
+def test_it_does_not_grow_for_ever() -> None:
+    known = Durations()
+    for shape in range(3 * REMEMBERED):
+        known.learn("encode", shape, 1, 10, 1.0)
+    assert len(known._seen) == REMEMBERED
