@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         64, ge=1, le=100_000, description="Requests that may be at work or waiting at once; the next is refused, its body unread."
     )
     max_bodies_bytes: int = Field(256 << 20, ge=1024, description="Bytes of bodies that may be held at once.")
-    deadline_s: float = Field(30.0, gt=0, description="A request that cannot be answered within this time is refused.")
+    deadline_s: float = Field(120.0, gt=0, description="A request that cannot be answered within this time is refused.")
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
     shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
