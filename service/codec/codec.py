@@ -21,9 +21,9 @@ from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, L
 from service.errors import CorruptBlob, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
-TYPICAL_RATE, TYPICAL_SLOPE = 0.85, 1.4
+TYPICAL_RATE, TYPICAL_SLOPE = 1.17, 1.4
 """of ``rate_shape``: where the search for a size begins, and how it goes on"""
-SURE = 1.004
+SURE = 1.008
 """a step predicted to need this much more than the budget, from its neighbour, is not tried"""
 MOST_GUESSES = 5
 """after so many codings the search bisects"""

@@ -98,7 +98,7 @@ def test_fine_tuning_begins_with_the_finished_model() -> None:
     with torch.no_grad():
         normalised = float_context(profile)(known, known, torch.tensor([0.5]))
         raw = context(known * scale, known * scale, torch.tensor([0.5 * scale]))
-    torch.testing.assert_close(normalised, raw, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(normalised, raw, rtol=5e-3, atol=0.1)  # the clamps of the logistic are not rescaled
 
 
 def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
