@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.middleware import HttpMiddleware
 from service.api.problems import reply_to
 from service.errors import Overloaded
 from service.telemetry import metrics
@@ -27,7 +28,7 @@ def working_operation(path: str) -> str | None:
     return WORKING.get("/" + path.split("/", 2)[1] if path.startswith("/") else path)
 
 
-class Door:
+class Door(HttpMiddleware):
     """Lets in ``slots`` requests and ``max_bytes`` of bodies at once; answers the others 503, with the time to come back.
 
     Args:
@@ -39,12 +40,13 @@ class Door:
     """
 
     def __init__(self, app: ASGIApp, slots: int, max_bytes: int, largest_body: int, retry_after_s: Callable[[], int]) -> None:
-        self.app, self.slots, self.max_bytes, self.largest_body, self.retry_after_s = app, slots, max_bytes, largest_body, retry_after_s
+        super().__init__(app)
+        self.slots, self.max_bytes, self.largest_body, self.retry_after_s = slots, max_bytes, largest_body, retry_after_s
         self.inside = self.bytes_inside = 0
         metrics.SLOTS.set(slots)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operation = working_operation(scope["path"]) if scope["type"] == "http" else None
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = working_operation(scope["path"])
         if operation is None:
             await self.app(scope, receive, send)
             return
@@ -80,16 +82,10 @@ class Door:
         await reply(scope, receive, send)
 
 
-class Presence:
+class Presence(HttpMiddleware):
     """Runs the app in a task of its own and cancels it when the client hangs up before the reply has begun."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         complete = asyncio.Event()
         gone = asyncio.Event()
         begun = False
@@ -122,9 +118,6 @@ class Presence:
         try:
             await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not begun:
-                work.cancel()
-                with suppress(asyncio.CancelledError):
-                    await work
                 raise ClientDisconnect
             await work
         finally:

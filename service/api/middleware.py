@@ -22,16 +22,24 @@ CLIENT_GONE = 499
 QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 
 
-class Telling:
-    """Gives each request an id, binds it to the log, counts and times the reply; answers what nobody else has answered."""
+class HttpMiddleware:
+    """Pure ASGI around an app: requests go to ``handle``, everything else (lifespan) straight through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        raise NotImplementedError
+
+
+class Telling(HttpMiddleware):
+    """Gives each request an id, binds it to the log, counts and times the reply; answers what nobody else has answered."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
@@ -71,16 +79,14 @@ def _operation(scope: Mapping[str, object]) -> str:
     return str(getattr(route, "name", "none"))
 
 
-class BodyLimit:
+class BodyLimit(HttpMiddleware):
     """Refuses a body over the limit: unread where Content-Length says so, else as soon as it has grown too long."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+        super().__init__(app)
+        self.max_bytes = max_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = TooManyBytes(f"the body is larger than {self.max_bytes:,} bytes")
         claimed = Headers(scope=scope).get("content-length", "")
         if claimed.isdecimal() and int(claimed) > self.max_bytes:

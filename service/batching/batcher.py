@@ -128,7 +128,7 @@ class Batcher:
         """
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
-            raise Overloaded("the service is stopping", retry_after_s=5)
+            raise _stopping()
         wait = self.predicted_wait_s(lane)
         if self._admitted_pixels and self._admitted_pixels + pixels > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
@@ -171,7 +171,7 @@ class Batcher:
 
     async def _submit(self, ticket: Ticket, shape: Hashable, payload: Any, pixels: int) -> Any:
         if self._closing or self.death:
-            raise Overloaded("the service is stopping", retry_after_s=5)
+            raise _stopping()
         operation, lane = ticket.operation, ticket.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
         item = Item((operation, shape), payload, pixels, lane, self._clock(), ticket.deadline, share, reply)
@@ -216,7 +216,7 @@ class Batcher:
             for item in list(self._waiting):
                 self._waiting.remove(item)
                 self._count(item, -1)
-                _answer(item, Overloaded("the service is stopping", retry_after_s=5))
+                _answer(item, _stopping())
 
     def _next(self) -> Batch | None:
         """A batch, if one may be closed now."""
@@ -282,6 +282,10 @@ def _answer(item: Item, outcome: Outcome) -> None:
         item.reply.set_exception(outcome)
     else:
         item.reply.set_result(outcome)
+
+
+def _stopping() -> Overloaded:
+    return Overloaded("the service is stopping", retry_after_s=5)
 
 
 def whole_seconds(seconds: float) -> int:

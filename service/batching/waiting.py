@@ -16,6 +16,7 @@ from service.batching.durations import Durations
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
+OTHER: dict[Lane, Lane] = {"interactive": "bulk", "bulk": "interactive"}
 WEIGHTS: dict[Lane, float] = {"interactive": 4.0, "bulk": 1.0}
 """share of the device's time when both lanes wait"""
 
@@ -79,7 +80,7 @@ class Waiting:
     def add(self, item: Item) -> None:
         if not any(lanes[item.lane] for lanes in self.rows.values()):
             # A lane that was empty begins level with the other: no claim on time it did not use, no debt from a quieter hour.
-            self.used[item.lane] = self.used["bulk" if item.lane == "interactive" else "interactive"]
+            self.used[item.lane] = self.used[OTHER[item.lane]]
         self.rows.setdefault(item.bucket, {lane: deque() for lane in LANES})[item.lane].append(item)
         self.seconds[item.lane] += item.seconds
 
@@ -121,7 +122,7 @@ class Waiting:
         if bucket is None:
             return None
         lanes, lane = self.rows[bucket], self._turn([bucket])
-        first, second = lanes[lane], lanes["bulk" if lane == "interactive" else "interactive"]
+        first, second = lanes[lane], lanes[OTHER[lane]]
         pixels, limit = first[0].pixels, self.limit(bucket)
         size = self.durations.best_size(*bucket, len(first) + len(second), pixels, limit)
         items: list[Item] = []
@@ -137,8 +138,7 @@ class Waiting:
 
     def wait_of(self, lane: Lane) -> float:
         """Seconds until an item that comes now would have its turn, the running batch aside."""
-        other: Lane = "bulk" if lane == "interactive" else "interactive"
-        mine = self.seconds[lane]
+        other, mine = OTHER[lane], self.seconds[lane]
         # the other lane takes its share while this one is worked off, and no more than it has
         return mine + min(self.seconds[other], mine * WEIGHTS[other] / WEIGHTS[lane])
 
