@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed clean
+.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -62,6 +62,9 @@ bench-code: setup ## the entropy coder against its own ideal: make bench-code IM
 
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
+
+bench-load: setup ## a server under load, against its own bare loop; about eight minutes
+	$(BIN)/sdc bench load
 
 clean: ## remove what make made
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -30,7 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
         """Nothing can be computed any more: stop, so that whoever runs the service starts it again."""
         structlog.get_logger().critical("the device thread died", exc_info=error)
         app.state.failed = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        app.state.stop()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.failed = False
+    app.state.stop = partial(os.kill, os.getpid(), signal.SIGTERM)  # the command line has a way that lets it choose its exit code
     routers = {"pictures": pictures.router, "blobs": blobs.router, "health": health.router}
     for tag, router in routers.items():
         app.include_router(router, tags=[tag])

@@ -14,14 +14,15 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from service.batching.batcher import Batcher, Ticket
+from service.batching.cpu import CpuPool
 from service.batching.waiting import Lane
 from service.codec import container
 from service.codec.codec import Codec, Frame
@@ -41,8 +42,9 @@ DEFAULT_RATE_QUALITY = 50
 SMALLEST_MAX_BYTES = 32
 SMALL_PIXELS = 2 << 20
 """a photo up to this size is compressed in the interactive lane unless its sender says otherwise"""
+WARM_SIDES = (256, 512)
+"""sides of the pictures that are run before the first request is taken"""
 
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -128,7 +130,6 @@ class Pipeline:
 
     def __init__(self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings) -> None:
         self.engine, self.codec, self.batcher, self.settings = engine, codec, batcher, settings
-        self._workers = ThreadPoolExecutor(settings.cpu_workers, thread_name_prefix="cpu")
 
     # -- names
 
@@ -162,23 +163,30 @@ class Pipeline:
         Raises the errors of ``open_picture``, SizeUnreachable and Overloaded.
         """
         stages = Stages()
-        limits = self.settings.max_pixels, container.LARGEST_SIDE
         with stages.timed("open"):
-            width, height = await self._off_loop(picture_size, source, *limits)
+            width, height = await self._off_loop(lambda: picture_size(source, self.settings.max_pixels, container.LARGEST_SIDE))
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
         with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
             with stages.timed("open"):
-                picture = await self._off_loop(open_picture, source, *limits)
+                picture, padded = await ticket.aside(lambda: self._open(source))
             tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
             with stages.timed("encode"):
-                latent = await self._encode(picture.rgb, tiling, ticket)
+                latent = await self._encode(padded, picture, tiling, ticket)
             with stages.timed("code"):
-                blob = await self._off_loop(self._code, latent, picture, tiling, options)
+                blob = await ticket.aside(lambda: self._code(latent, picture, tiling, options), finishing=True)
         return Compressed(container.write(blob), blob, stages.seconds)
 
     def _padded_pixels(self, width: int, height: int) -> int:
         factor = self.engine.manifest.downscale
         return -(-width // factor) * -(-height // factor) * factor**2
+
+    def _open(self, source: bytes) -> tuple[Picture, Plane]:
+        """The picture, and its pixels with what the network shall see around them."""
+        picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
+        factor = self.engine.manifest.downscale
+        border = border_cells(picture.width, picture.height) * factor
+        sides = ((border, -picture.height % factor + border), (border, -picture.width % factor + border), (0, 0))
+        return picture, np.pad(picture.rgb, sides, mode="edge")
 
     def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
         alpha = None if picture.alpha is None else write_alpha(picture.alpha)
@@ -188,17 +196,14 @@ class Pipeline:
         quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
         return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
 
-    async def _encode(self, rgb: Plane, tiling: Tiling | None, ticket: Ticket) -> Latent:
+    async def _encode(self, padded: Plane, picture: Picture, tiling: Tiling | None, ticket: Ticket) -> Latent:
         factor = self.engine.manifest.downscale
-        height, width = rgb.shape[:2]
-        border = border_cells(width, height) * factor
-        sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
-        padded: Plane = await self._off_loop(lambda: np.pad(rgb, sides, mode="edge"))
         if tiling is None:
             whole = await self._submit_encode(padded, ticket)
-            inner = slice(border // factor, -border // factor or None)
+            border = border_cells(picture.width, picture.height)
+            inner = slice(border, -border or None)
             return np.ascontiguousarray(whole[:, inner, inner])
-        latent = np.empty(self.codec.latent_shape(width, height), np.float32)
+        latent = np.empty(self.codec.latent_shape(picture.width, picture.height), np.float32)
         for tile in tiles(latent.shape[1], latent.shape[2], tiling.side // factor, tiling.margin // factor):
             rows, columns = tile.rows, tile.columns
             window = padded[
@@ -229,9 +234,9 @@ class Pipeline:
 
     async def verify(self, blob: Blob) -> None:
         """Decode everything but the pixels; raises CorruptBlob."""
-        await self._off_loop(self.codec.decode_symbols, blob)
+        await self._off_loop(lambda: self.codec.decode_symbols(blob))
         if container.ALPHA in blob.sections:
-            await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
+            await self._off_loop(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
 
     async def render(self, content: bytes, options: RenderOptions, deadline: float = math.inf) -> Rendered:
         """Blob to the bytes of a picture, before ``deadline`` on the monotonic clock."""
@@ -243,7 +248,7 @@ class Pipeline:
         with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height), "interactive", deadline) as ticket:
             picture = await self._restore(blob, self.steps_of(options), stages, ticket)
             with stages.timed("write"):
-                written = await self._off_loop(write_picture, picture, options.extension, options.quality)
+                written = await ticket.aside(lambda: write_picture(picture, options.extension, options.quality), finishing=True)
         return Rendered(written, stages.seconds)
 
     async def restore(self, blob: Blob, steps: int) -> Picture:
@@ -254,9 +259,9 @@ class Pipeline:
     async def _restore(self, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Picture:
         alpha = None
         with stages.timed("decode"):
-            latent = await self._off_loop(self.codec.decode, blob)
+            latent = await ticket.aside(lambda: self.codec.decode(blob))
             if container.ALPHA in blob.sections:
-                alpha = await self._off_loop(read_alpha, blob.sections[container.ALPHA], blob.width, blob.height)
+                alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         with stages.timed("render"):
             rgb = await self._decode(latent, blob, steps, ticket)
         return Picture(rgb, alpha)
@@ -276,7 +281,7 @@ class Pipeline:
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
             piece = await self._submit_render(np.ascontiguousarray(window), size, steps, ticket)
-            await self._off_loop(paste, canvas, tile, piece, margin // 2)
+            await ticket.aside(partial(paste, canvas, tile, piece, margin // 2), finishing=True)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
     async def _submit_render(self, latent: Latent, size: np.float32, steps: int, ticket: Ticket) -> Plane:
@@ -287,13 +292,27 @@ class Pipeline:
 
     # -- plumbing
 
-    async def _off_loop(self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        """Run on a CPU worker: numpy and Pillow release the interpreter for their long calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: call(*args, **kwargs))
+    async def _off_loop(self, call: Callable[[], Result]) -> Result:
+        """Run something short on the processor's threads, without a ticket."""
+        result, _ = await self.batcher.processor.run(call)
+        return result
+
+    async def warm_up(self) -> None:
+        """Run every operation on the device's thread, at both batch sizes and for a small and a middling picture.
+
+        Raises BadModel for a latent of another shape than the manifest's, and DeviceFailed.
+        """
+        factor, channels = self.engine.manifest.downscale, self.engine.manifest.latent_channels
+        steps = self.engine.manifest.default_steps
+        for side in WARM_SIDES:
+            height = width = side // factor * factor
+            pixels = np.zeros((height, width, 3), np.uint8)
+            await self.batcher.warm_up("encode", (height, width), pixels, height * width)
+            latent = np.zeros((channels, height // factor, width // factor), np.float32)
+            await self.batcher.warm_up("render", (*latent.shape[1:], steps), (latent, np.float32(1), steps), height * width)
 
     async def close(self) -> None:
         await self.batcher.close()
-        await asyncio.to_thread(self._workers.shutdown)
 
 
 def _check_tiling(blob: Blob, downscale: int) -> None:
@@ -322,10 +341,10 @@ def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Seq
 
 
 def load_model(settings: Settings) -> tuple[Engine, Codec]:
-    """Load and warm up everything of a model folder; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
+    """Load everything of a model folder and try it once; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
     engine = Engine(settings.model, settings.device, settings.dtype)
     codec = Codec(settings.model, engine.manifest)
-    engine.warm_up()
+    engine.check()
     return engine, codec
 
 
@@ -333,9 +352,11 @@ def load_model(settings: Settings) -> tuple[Engine, Codec]:
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     """A pipeline with its model loaded and warm, closed in order at the end."""
     engine, codec = await asyncio.to_thread(load_model, settings)
-    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000)
+    processor = CpuPool(settings.cpu_workers)
+    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
     pipeline = Pipeline(engine, codec, batcher, settings)
     try:
+        await pipeline.warm_up()
         yield pipeline
     finally:
         await pipeline.close()

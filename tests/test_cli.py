@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from service.bench.serving import serving
 from service.cli import app
 from service.settings import BUNDLED_MODEL
 from tests.conftest import Plane, make_picture, png
-from tests.servers import running
 
 runner = CliRunner()
 
@@ -113,7 +113,7 @@ def test_help(command: list[str]) -> None:
 
 def test_a_real_server_gives_the_blob_the_command_line_gives(tmp_path: Path, photo_file: Path) -> None:
     """The bundled model, a real process: ready, compress, render, SIGTERM, exit."""
-    with running(tmp_path) as server:
+    with serving(tmp_path, tmp_path / "server.log") as server:
         request = urllib.request.Request(
             f"{server.base}/compress?max_bytes=4000", photo_file.read_bytes(), {"Accept": "application/vnd.sdc"}
         )
@@ -121,7 +121,7 @@ def test_a_real_server_gives_the_blob_the_command_line_gives(tmp_path: Path, pho
             over_http, location = reply.read(), reply.headers["Location"]
         with urllib.request.urlopen(f"{server.base}{location}.png", timeout=60) as reply:
             rendered = np.asarray(Image.open(io.BytesIO(reply.read())))
-    log = server.log.read_text()
+    log = (tmp_path / "server.log").read_text()
     assert server.process.returncode in (0, -signal.SIGTERM), log
     for words in ('"event": "ready"', '"event": "stopped"', "loopback only"):
         assert words in log

@@ -69,11 +69,13 @@ class Loss:
     """a crop's whole loss is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
     structure: float
     """weight of 1 - MS-SSIM at step 1; falls with step ** -perceptual_exponent"""
+    ssimulacra: float
+    """weight of 1 - SSIMULACRA2 / 100 at step 1; falls with step ** -perceptual_exponent"""
     feature: float
     """weight of the feature distance at step 1; falls with step ** -perceptual_exponent"""
     perceptual_exponent: float
     perceptual_crops: int
-    """structure and feature distance are taken on this many crops of the batch"""
+    """structure, SSIMULACRA2 and feature distance are taken on this many crops of the batch"""
 
 
 @dataclass(frozen=True)

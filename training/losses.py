@@ -1,4 +1,4 @@
-"""What a decoded crop is judged by, for every stage: squared error, structure and features, weighted by the quantiser step."""
+"""What a decoded crop is judged by, for every stage: squared error, structure, SSIMULACRA2 and features, weighted by the quantiser step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from service.bench.features import FeatureDistance
 from training.config import Loss
+from training.ssimulacra import ssimulacra2
 
 SCALES = (0.299, 0.314, 0.247, 0.140)
 """weights of MS-SSIM's second to fifth scale (Wang et al. 2003), made to sum to one: the first, worth 4 %, would cost most of the time"""
@@ -37,15 +38,17 @@ class Distortion(nn.Module):
             step: (N,) raw quantiser step.
 
         Returns:
-            The batch's loss, without the rate, and its parts for the log: ``mse`` (levels 0..255), ``structure``, ``feature``.
+            The batch's loss, without the rate, and its parts for the log: ``mse`` (levels 0..255), ``structure``, ``ssimulacra`` and
+            ``feature``.
         """
         loss, few = self.config, self.config.perceptual_crops
         mse = (decoded.float() - pixels).square().mean((1, 2, 3)) * 127.5**2
         squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse).mean()
         structure = structure_distance(decoded[:few], pixels[:few])
+        ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100
         with torch.autocast("cpu", torch.bfloat16):
             feature = self.features(decoded[:few], pixels[:few])
         weight = step[:few] ** (loss.balance - loss.perceptual_exponent)
-        perceptual = (weight * (loss.structure * structure + loss.feature * feature)).mean()
-        parts = {"mse": mse, "structure": structure, "feature": feature}
+        perceptual = (weight * (loss.structure * structure + loss.ssimulacra * ssimulacra + loss.feature * feature)).mean()
+        parts = {"mse": mse, "structure": structure, "ssimulacra": ssimulacra, "feature": feature}
         return squared + perceptual, {key: float(value.detach().mean()) for key, value in parts.items()}

@@ -1,4 +1,4 @@
-"""Begin from a finished model folder: to fine-tune it on other pictures, or to go on with more latent channels."""
+"""Begin from a finished model folder: to fine-tune it on other pictures, or to go on with more latent channels or residual blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.numpy import load_file
 
-from service.engine.autoencoder import ResidualAutoencoder
+from service.engine.autoencoder import ResidualAutoencoder, ResidualBlock
 from service.errors import BadModel
 from service.manifest import read_manifest
 from training.context import ContextModel, rescale
@@ -32,15 +32,37 @@ def copy_into(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None
         kept[tuple(slice(size) for size in source.shape)] = source
 
 
+@torch.no_grad()
+def deepen(weights: dict[str, torch.Tensor], finished: ResidualAutoencoder, vae: ResidualAutoencoder) -> dict[str, torch.Tensor]:
+    """Name the weights of ``finished`` as ``vae``, with more residual blocks at some scales, has them.
+
+    The surplus blocks of ``vae``, the last of their scale, are made to pass on what they get.
+    Raises KeyError where ``vae`` has fewer blocks.
+    """
+    named = {name: tensor for name, tensor in weights.items() if name.startswith("linear_")}
+    for part in ("encoder", "decoder"):
+        new, at = getattr(vae, part), 0
+        for index, module in enumerate(getattr(finished, part)):
+            while not isinstance(module, ResidualBlock) and isinstance(new[at], ResidualBlock):
+                new[at].conv2.weight.zero_()
+                at += 1
+            if type(module) is not type(new[at]):
+                raise KeyError(f"no place for {part}.{index}")
+            named |= {f"{part}.{at}.{name}": weights[f"{part}.{index}.{name}"] for name in module.state_dict()}
+            at += 1
+    return named
+
+
 def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> int:
     """Give ``vae`` the weights of the model in ``folder``, and ``context`` its profile if that has the same passes.
 
-    Returns how many latent channels the folder's model has not.  Raises SystemExit where its auto-encoder has other widths or blocks.
+    Returns how many latent channels the folder's model has not.  Raises SystemExit where its auto-encoder has other widths or
+    more blocks.
     """
     try:
         manifest = read_manifest(folder)
         finished = ResidualAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32, local_files_only=True)
-        copy_into(vae, finished.state_dict())
+        copy_into(vae, deepen(finished.state_dict(), finished, vae))
     except (BadModel, OSError, KeyError, RuntimeError) as error:
         raise SystemExit(f"training cannot start from {folder}: {error}") from error
     missing = int(vae.config.latent_channels) - manifest.latent_channels

@@ -48,6 +48,8 @@ def finished(config: Config, folder: Path) -> Progress:
     vae = finished_vae(config, folder).averaged["vae"].requires_grad_(False)
     assert isinstance(vae, ResidualAutoencoder)
     vae.decoder.requires_grad_(True)
+    if vae.linear_decoder is not None:
+        vae.linear_decoder.requires_grad_(True)
     return Progress("unet", {"unet": build(config), "vae": vae}, config.unet_stage, folder, muon=("unet", "vae"))
 
 

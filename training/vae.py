@@ -17,6 +17,7 @@ from training.data import Pictures
 from training.graft import graft
 from training.loop import Progress
 from training.losses import Distortion, structure_distance
+from training.ssimulacra import ssimulacra2
 from training.start import start_from
 
 
@@ -93,12 +94,12 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
 
 @torch.no_grad()
 def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, config: Config) -> list[dict[str, float]]:
-    """Averaged weights on held-out crops at five steps: bits per pixel, PSNR (dB), MS-SSIM as in the loss, feature distance."""
+    """Averaged weights on held-out crops at five steps: bits per pixel, PSNR (dB), MS-SSIM and SSIMULACRA2 as in the loss, features."""
     vae, context = progress.averaged["vae"], progress.averaged["context"]
     figures = []
     ends = math.log2(config.loss.smallest_step), math.log2(config.loss.largest_step)
     for size in torch.logspace(*ends, 5, base=2).tolist():
-        totals = torch.zeros(4)
+        totals = torch.zeros(5)
         for part in crops.split(8):
             pixels = part.float() / 127.5 - 1
             step = torch.full((len(part),), size)
@@ -109,9 +110,10 @@ def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, co
                 decoded = F.pixel_shuffle(vae.decode(rounded).sample, config.patch_factor).float().clamp(-1, 1)
                 feature = distortion.features(decoded, pixels)
             structure = 1 - structure_distance(decoded, pixels)
+            ssimulacra = ssimulacra2(pixels, decoded, finest=1)
             mse = (decoded - pixels).square().mean((1, 2, 3)) * 127.5**2
             psnr = 10 * torch.log10(255**2 / mse)
-            totals += torch.stack([bpp, psnr, structure, feature]).sum(1)
+            totals += torch.stack([bpp, psnr, structure, ssimulacra, feature]).sum(1)
         means = [round(value, 4) for value in (totals / len(crops)).tolist()]
-        figures.append({"step": round(size, 3), **dict(zip(("bpp", "psnr", "ms_ssim", "feature"), means, strict=True))})
+        figures.append({"step": round(size, 3), **dict(zip(("bpp", "psnr", "ms_ssim", "ssimulacra2", "feature"), means, strict=True))})
     return figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -13,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.negotiation import BLOB_TYPE, matches
 from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
 from service.api.schemas import BlobDetails, BlobInfo, NoQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, read_body
+from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, off_loop_if_large, read_body
 from service.codec import container
 from service.codec.steps import step_size
 from service.errors import Forbidden, NotFound
@@ -27,7 +26,7 @@ async def upload(request: Request, _: NoParameters, services: InjectedServices) 
     """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
     content = await read_body(request)
     blob = services.pipeline.parse(content)
-    blob_id = await asyncio.to_thread(services.pipeline.id_of_blob, content)
+    blob_id = await off_loop_if_large(content, lambda: services.pipeline.id_of_blob(content))
     created = False
     if await services.blobs.size(blob_id) is None:
         await services.pipeline.verify(blob)

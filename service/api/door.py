@@ -1,6 +1,6 @@
 """Who may come in, and who has left: pure ASGI, in front of everything that works.
 
-``Door`` bounds the requests and the bytes of bodies inside, and refuses the next one before its body is read.  ``Presence`` cancels a
+``Door`` bounds the requests and the bytes of bodies inside, and refuses the next one without waiting for its body.  ``Presence`` cancels a
 request whose client hung up.  Neither looks at what a request means.
 """
 
@@ -14,18 +14,14 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware import HttpMiddleware
+from service.api.middleware import WORKING, HttpMiddleware, working_operation
 from service.api.problems import reply_to
 from service.errors import Overloaded
 from service.telemetry import metrics
 
-WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
-"""first part of a path that needs a slot, and the operation it is counted as"""
-
-
-def working_operation(path: str) -> str | None:
-    """The operation of a path that needs a slot; None for health, metrics, documentation."""
-    return WORKING.get("/" + path.split("/", 2)[1] if path.startswith("/") else path)
+LINGER_BYTES, LINGER_S = 1 << 20, 1.0
+"""of a refused body this much is read and forgotten, for so long: a connection that is closed on a client in the middle of its sentence
+is reset, and the refusal lost"""
 
 
 class Door(HttpMiddleware):
@@ -44,6 +40,8 @@ class Door(HttpMiddleware):
         self.slots, self.max_bytes, self.largest_body, self.retry_after_s = slots, max_bytes, largest_body, retry_after_s
         self.inside = self.bytes_inside = 0
         metrics.SLOTS.set(slots)
+        for operation in WORKING.values():
+            metrics.INFLIGHT.labels(op=operation)  # there from the start, at 0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = working_operation(scope["path"])
@@ -77,9 +75,31 @@ class Door(HttpMiddleware):
     async def _refuse(self, reason: str, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
         metrics.REJECTED.labels(reason=reason).inc()
         reply = reply_to(Overloaded(detail, self.retry_after_s()))
-        if self._claimed(scope):
-            reply.headers["Connection"] = "close"  # the body was not read
-        await reply(scope, receive, send)
+        if not self._claimed(scope):
+            await reply(scope, receive, send)
+            return
+        reply.headers["Connection"] = "close"
+
+        async def send_and_linger(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "more_body": True})  # the client has it all: its length was told
+            if "expect" not in Headers(scope=scope):  # whoever asked first will not send it
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(_forget_body(receive), LINGER_S)
+            await send({"type": "http.response.body", "body": b""})
+
+        await reply(scope, receive, send_and_linger)
+
+
+async def _forget_body(receive: Receive) -> None:
+    left = LINGER_BYTES
+    while left > 0:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        left -= len(message.get("body", b""))
 
 
 class Presence(HttpMiddleware):

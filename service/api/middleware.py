@@ -19,7 +19,14 @@ from service.telemetry import metrics
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499
 """what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
+WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
+"""first part of a path that needs a slot, and the operation it is counted as"""
 QUIET_PATHS = ("/livez", "/readyz", "/metrics")
+
+
+def working_operation(path: str) -> str | None:
+    """The operation of a path that needs a slot; None for health, metrics, documentation."""
+    return WORKING.get("/" + path.split("/", 2)[1] if path.startswith("/") else path)
 
 
 class HttpMiddleware:
@@ -74,9 +81,8 @@ class Telling(HttpMiddleware):
 
 
 def _operation(scope: Mapping[str, object]) -> str:
-    """The route's name, so that no id becomes a label."""
-    route = scope.get("route")
-    return str(getattr(route, "name", "none"))
+    """The operation, or else the route's name: no id becomes a label."""
+    return working_operation(str(scope["path"])) or str(getattr(scope.get("route"), "name", "none"))
 
 
 class BodyLimit(HttpMiddleware):

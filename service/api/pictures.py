@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.negotiation import BLOB_TYPE, matches, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, Deadline, InjectedServices, Services, disposition, read_body, server_timing
+from service.api.services import (
+    BODY_DOCUMENTATION,
+    STRICT,
+    Deadline,
+    InjectedServices,
+    Services,
+    disposition,
+    off_loop_if_large,
+    read_body,
+    server_timing,
+)
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, RenderOptions
@@ -41,11 +50,11 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
     options = CompressOptions(query.method, query.max_bytes, query.quality)
     source = await read_body(request)
-    blob_id = await asyncio.to_thread(services.pipeline.id_of, source, options)  # hashes up to 64 MB
+    blob_id = await off_loop_if_large(source, lambda: services.pipeline.id_of(source, options))
     content = await services.blobs.read(blob_id)
     created, timing = False, {}
     if content is None:
-        compressed = await services.pipeline.compress(source, options, query.lane, deadline)
+        compressed = await services.compressions.run(blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline))
         content, created = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
         timing = {"Server-Timing": server_timing(compressed.seconds)}
     blob = services.pipeline.parse(content)
@@ -107,7 +116,8 @@ async def _render(
 ) -> Response:
     """Existence, then validators, then work: a deleted id is 410 and never 304, and neither 304 nor HEAD touches the device."""
     await services.require(blob_id)
-    entity_tag = f'W/"{services.pipeline.variant(blob_id, options)}"'
+    variant = services.pipeline.variant(blob_id, options)
+    entity_tag = f'W/"{variant}"'
     headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **negotiated}
     if matches(request.headers.get("if-none-match"), entity_tag):
         return Response(None, 304, headers)
@@ -117,6 +127,7 @@ async def _render(
         reply = Response(None, 200, headers, content_type)
         del reply.headers["Content-Length"]  # unknown without rendering
         return reply
-    rendered = await services.pipeline.render(await services.read(blob_id), options, deadline)
+    content = await services.read(blob_id)
+    rendered = await services.renders.run(variant, lambda: services.pipeline.render(content, options, deadline))
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from dataclasses import dataclass
-from typing import Annotated, cast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar, cast
 from urllib.parse import quote
 
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from service.api.schemas import BlobInfo, Links
+from service.batching.shared import SharedRuns
 from service.codec.container import Blob
 from service.codec.methods import METHODS
 from service.errors import BadParameter, Gone, NotFound
-from service.pipeline import Pipeline
+from service.pipeline import Compressed, Pipeline, Rendered
 from service.settings import Settings
 from service.storage.blobs import BlobStore
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
+AT_ONCE_BYTES = 1 << 18
+"""so much is hashed in a fifth of a millisecond"""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,10 @@ class Services:
     pipeline: Pipeline
     blobs: BlobStore
     settings: Settings
+    compressions: SharedRuns[Compressed] = field(default_factory=SharedRuns)
+    """by id"""
+    renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)
+    """by variant"""
 
     def info(self, blob_id: str, blob: Blob, size: int) -> BlobInfo:
         """The JSON of a stored blob."""
@@ -99,6 +110,11 @@ Deadline = Annotated[float, Depends(_deadline)]
 
 STRICT = [Depends(_once_each)]
 """for every router with query parameters"""
+
+
+async def off_loop_if_large(content: bytes, call: Callable[[], Result]) -> Result:
+    """Run what takes time in proportion to ``content``: at once where that is shorter than the way to a thread and back."""
+    return call() if len(content) < AT_ONCE_BYTES else await asyncio.to_thread(call)
 
 
 async def read_body(request: Request) -> bytes:

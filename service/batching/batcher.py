@@ -1,9 +1,11 @@
 """The queue in front of the device: who may wait, who goes next, who is told what.
 
     admit -> Ticket.submit -> Waiting -> DeviceThread -> future of the caller
+                  .aside  -> CpuPool -> result
 
-A picture is admitted once, as a whole and before it is decoded, and then submits its one item or its tiles under that ticket: whoever is
-let in is not turned away half-way, and what waits anywhere in the service is bounded in pixels.
+A picture is admitted once, as a whole and before it is decoded.  Under that ticket it then submits its one item or its tiles to the
+device, and does aside what the processor does: whoever is let in is not turned away half-way, and what waits anywhere in the service is
+bounded in pixels.
 A batch is closed when the device is idle, or, to be laid out beside the one in hand, when it is full or its oldest item has waited
 ``max_delay_s``.  Nothing polls: the dispatcher sleeps until an item comes, a batch is done, or the next moment named by an item.
 Batches run at two sizes only, 1 and ``max_batch`` (the rest is padding), so that the company a request keeps does not choose among many
@@ -17,8 +19,9 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
+from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
 from service.batching.durations import Durations
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
@@ -27,24 +30,61 @@ from service.telemetry import metrics
 
 STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
+PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
+"""for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished"""
+
+Result = TypeVar("Result")
+
+
+class _Expected:
+    """Seconds of work that was admitted and has not come yet, by lane."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
+
+    def add(self, lane: Lane, seconds: float) -> None:
+        self._seconds[lane] = max(0.0, self._seconds[lane] + seconds)
+
+    def before(self, lane: Lane) -> float:
+        """What goes before an item of this lane that comes now."""
+        return self._seconds[lane] if lane == "interactive" else sum(self._seconds.values())
 
 
 class Ticket:
     """A picture that was let in.  Counts towards the bound from ``with`` to its end, whatever happens in between."""
 
-    def __init__(self, batcher: Batcher, operation: str, pixels: int, lane: Lane, deadline: float, seconds: float) -> None:
+    def __init__(
+        self, batcher: Batcher, operation: str, pixels: int, lane: Lane, deadline: float, device_s: float, processor_s: float
+    ) -> None:
         self.operation, self.pixels, self.lane, self.deadline = operation, pixels, lane, deadline
-        self._batcher, self._seconds_to_come = batcher, seconds
+        self._batcher, self._device_s, self._processor_s, self._spent_s = batcher, device_s, processor_s, 0.0
 
     def __enter__(self) -> Ticket:
         self._batcher._enter(self, +1)
-        self._batcher._expect(self.lane, self._seconds_to_come)
+        self._batcher._for_device.add(self.lane, self._device_s)
+        self._batcher._for_processor.add(self.lane, self._processor_s)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
         self._batcher._enter(self, -1)
-        self._batcher._expect(self.lane, -self._seconds_to_come)
-        self._seconds_to_come = 0.0
+        self._batcher._for_device.add(self.lane, -self._device_s)
+        self._batcher._for_processor.add(self.lane, -self._processor_s)
+        self._device_s = self._processor_s = 0.0
+        if failure is None and self._spent_s:
+            self._batcher.durations.learn(_processor(self.operation), None, 1, self.pixels, self._spent_s)
+
+    async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
+        """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
+
+        Raises DeadlineMissed when the deadline passes before its turn, and whatever the call raises.
+        """
+        patience = 0.0 if finishing else PATIENCE_S[self.lane]
+        result, seconds = await self._batcher.processor.run(call, patience, self.deadline)
+        self._spent_s += seconds
+        done = min(self._processor_s, seconds)
+        self._processor_s -= done
+        self._batcher._for_processor.add(self.lane, -done)
+        return result
 
     async def submit(self, shape: Hashable, payload: Any, pixels: int) -> Any:
         """Queue one item of the picture and wait for its result.
@@ -57,20 +97,21 @@ class Ticket:
         Raises Overloaded when the service is closing, DeadlineMissed when the deadline passed in the queue, and whatever the operation
         raised.  Cancelling the caller takes the item out of the queue if it has not reached the device, and leaves its neighbours alone.
         """
-        arrived = min(self._seconds_to_come, self._seconds_to_come * pixels / self.pixels)
-        self._seconds_to_come -= arrived
-        self._batcher._expect(self.lane, -arrived)
+        arrived = min(self._device_s, self._device_s * pixels / self.pixels)
+        self._device_s -= arrived
+        self._batcher._for_device.add(self.lane, -arrived)
         return await self._batcher._submit(self, shape, payload, pixels)
 
 
 class Batcher:
-    """Runs operations in batches on a thread of its own.
+    """Runs operations in batches on a thread of its own, and what surrounds them on others.
 
     Args:
         operations: by name.
         max_batch: the larger of the two batch sizes.
         max_pixels: tickets beyond this sum are refused; one alone is always taken.
         max_delay_s: how long a batch that could be laid out waits for company while the device is busy; 0 is allowed.
+        processor: threads for what surrounds the device.
         clock: monotonic seconds.
     """
 
@@ -80,22 +121,25 @@ class Batcher:
         max_batch: int,
         max_pixels: int,
         max_delay_s: float = 0.01,
+        processor: CpuPool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock, self._max_pixels, self._max_delay_s = clock, max_pixels, max_delay_s
+        self.processor = processor or CpuPool(1, clock)
         self.durations = Durations()
         self._waiting = Waiting(max_batch, self.durations)
         self._admitted_pixels = 0
-        self._coming_s: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
-        self._running_s = 0.0
-        self._in_device: list[Batch] = []
+        self._for_device, self._for_processor = _Expected(), _Expected()
         self._wake = asyncio.Event()
         self._closing = False
         self.death: BaseException | None = None
         self.on_death: Callable[[BaseException], None] = lambda error: None
         """called once, on the event loop, if the device thread dies"""
-        self._device = DeviceThread(operations, self._settle, self._on_death, clock)
+        self._device = DeviceThread(operations, self._settle, self._on_death, self._waiting.largest, clock)
         self._dispatcher = asyncio.create_task(self._dispatch())
+        for operation in operations:
+            for lane in LANES:
+                metrics.QUEUE_DEPTH.labels(op=operation, lane=lane)  # there from the start, at 0
 
     @property
     def alive(self) -> bool:
@@ -105,7 +149,7 @@ class Batcher:
     @property
     def stuck(self) -> bool:
         since = self._device.busy_since
-        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self._running_s)
+        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self._running_s())
 
     @property
     def closing(self) -> bool:
@@ -133,12 +177,13 @@ class Batcher:
         if self._admitted_pixels and self._admitted_pixels + pixels > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
-        seconds = self.durations.predict(operation, None, 1, pixels)
-        if self._clock() + wait + seconds > deadline:
+        device_s = self.durations.predict(operation, None, 1, pixels)
+        processor_s = self.durations.predict(_processor(operation), None, 1, pixels)
+        if self._clock() + wait + device_s + processor_s > deadline:
             metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            detail = f"the deadline cannot be met: about {wait + seconds:.1f} s of work are ahead"
-            raise Overloaded(detail, retry_after_s=whole_seconds(wait))
-        return Ticket(self, operation, pixels, lane, deadline, seconds)
+            needed = f"about {1000 * wait:.0f} ms of other work are ahead and this needs {1000 * (device_s + processor_s):.0f} ms"
+            raise Overloaded(f"the deadline cannot be met: {needed}", retry_after_s=whole_seconds(wait))
+        return Ticket(self, operation, pixels, lane, deadline, device_s, processor_s)
 
     async def submit(
         self, operation: str, shape: Hashable, payload: Any, pixels: int, lane: Lane = "interactive", deadline: float = math.inf
@@ -148,26 +193,37 @@ class Batcher:
             return await ticket.submit(shape, payload, pixels)
 
     def predicted_wait_s(self, lane: Lane = "interactive") -> float:
-        """Seconds until an item that comes now would reach the device."""
-        coming = self._coming_s[lane] if lane == "interactive" else sum(self._coming_s.values())
-        return self._running_s + self._waiting.wait_of(lane) + coming
+        """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
+        device = self._running_s() + self._waiting.wait_of(lane) + self._for_device.before(lane)
+        return max(device, self._for_processor.before(lane) / self.processor.threads)
+
+    async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int) -> None:
+        """Run a bucket at both of its sizes, to be called before there is traffic; learns how long they take.
+
+        Raises what the operation raises.  A full batch that does not fit into memory is no failure: smaller ones will be made.
+        """
+        for size in dict.fromkeys((1, self._waiting.limit((operation, shape)))):
+            for timed in (False, True):  # the first run makes the kernels
+                replies = [asyncio.get_running_loop().create_future() for _ in range(size)]
+                items = [Item((operation, shape), payload, pixels, "interactive", self._clock(), math.inf, 0.0, reply) for reply in replies]
+                self._device.start(Batch((operation, shape), items, size, timed))
+                for outcome in await asyncio.gather(*replies, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
 
     async def close(self) -> None:
-        """Refuse new requests, finish the queued ones, stop the thread.  Safe to call twice."""
+        """Refuse new requests, finish the queued ones, stop the threads.  Safe to call twice."""
         self._closing = True
         self._wake.set()
         with suppress(asyncio.CancelledError):
             await self._dispatcher
         await self._device.stop()
+        await self.processor.close()
 
     # -- for tickets
 
     def _enter(self, ticket: Ticket, sign: int) -> None:
         self._admitted_pixels += sign * ticket.pixels
-
-    def _expect(self, lane: Lane, seconds: float) -> None:
-        """Work that was admitted and has not reached the queue yet; negative when it has."""
-        self._coming_s[lane] = max(0.0, self._coming_s[lane] + seconds)
 
     async def _submit(self, ticket: Ticket, shape: Hashable, payload: Any, pixels: int) -> Any:
         if self._closing or self.death:
@@ -202,7 +258,7 @@ class Batcher:
 
     async def _dispatch(self) -> None:
         try:
-            while not (self._closing and not self._waiting and not self._device.load) and not self.death:
+            while not (self._closing and not self._waiting and not self._device.batches) and not self.death:
                 self._expire()
                 batch = self._next()
                 if batch is not None:
@@ -220,9 +276,9 @@ class Batcher:
 
     def _next(self) -> Batch | None:
         """A batch, if one may be closed now."""
-        if not self._waiting or self._device.load >= 2:
+        if not self._waiting or len(self._device.batches) >= 2:
             return None
-        if self._device.load == 0:
+        if not self._device.batches:
             return self._waiting.take()
         if self._clock() - self._waiting.oldest() >= self._max_delay_s:
             return self._waiting.take()
@@ -236,21 +292,21 @@ class Batcher:
             metrics.QUEUE_WAIT.labels(op=operation, lane=item.lane).observe(now - item.arrived)
         metrics.BATCH_SIZE.labels(op=operation).observe(len(batch.items))
         metrics.BATCH_PIXELS.labels(op=operation).observe(batch.size * batch.items[0].pixels)
-        self._running_s += self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels)
-        self._in_device.append(batch)
         self._device.start(batch)
 
     def _settle(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
-        self._in_device.remove(batch)
         pixels = batch.items[0].pixels
-        self._running_s = sum(self.durations.predict(*each.bucket, each.size, each.items[0].pixels) for each in self._in_device)
         for item, outcome in zip(batch.items, outcomes, strict=True):
             _answer(item, outcome)
-        if not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items):
+        computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items)
+        if batch.timed and computed:
             self.durations.learn(*batch.bucket, batch.size, pixels, seconds)
-        self._waiting.largest.update(self._device.largest)
         metrics.STAGE_SECONDS.labels(stage=f"device-{batch.bucket[0]}").observe(seconds)
         self._wake.set()
+
+    def _running_s(self) -> float:
+        """What the batch in hand and the one laid out take, as if they had just begun."""
+        return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self._device.batches)
 
     def _expire(self) -> None:
         for item in self._waiting.expired(self._clock()):
@@ -261,13 +317,13 @@ class Batcher:
     def _until_next_moment(self) -> float | None:
         """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""
         moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < math.inf]
-        if self._waiting and self._device.load == 1:
+        if self._waiting and len(self._device.batches) == 1:
             moments.append(self._waiting.oldest() + self._max_delay_s)
         return max(0.0, min(moments) - self._clock()) if moments else None
 
     def _on_death(self, error: BaseException) -> None:
         self.death = error
-        for batch in self._in_device:
+        for batch in self._device.batches:
             for item in batch.items:
                 _answer(item, DeviceFailed("the device thread died: the process must be restarted"))
         self._wake.set()
@@ -282,6 +338,11 @@ def _answer(item: Item, outcome: Outcome) -> None:
         item.reply.set_exception(outcome)
     else:
         item.reply.set_result(outcome)
+
+
+def _processor(operation: str) -> str:
+    """The name under which the processor's part of an operation is learned."""
+    return f"{operation} aside"
 
 
 def _stopping() -> Overloaded:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service.batching.waiting import Batch, Item
+from service.batching.waiting import Batch, Bucket, Item
 from service.errors import DeviceFailed, OutOfMemory, SdcError
 from service.telemetry import metrics
 
@@ -31,6 +31,7 @@ class DeviceThread:
         operations: by name.
         done: called on the event loop with each batch, what became of each item, and the seconds it took.
         died: called on the event loop when the thread ends of itself, which it never should.
+        largest: where to note buckets that ran out of memory, and the batch that fitted.
         clock: monotonic seconds.
     """
 
@@ -39,17 +40,16 @@ class DeviceThread:
         operations: dict[str, Operation],
         done: Callable[[Batch, list[Outcome], float], None],
         died: Callable[[BaseException], None],
+        largest: dict[Bucket, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._operations, self._done, self._died, self._clock = operations, done, died, clock
+        self._operations, self._done, self._died, self._largest, self._clock = operations, done, died, largest, clock
         self._loop = asyncio.get_running_loop()
-        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.load = 0
-        """batches handed over and not yet done: 0, 1 or 2; changed on the event loop only"""
+        self._row: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self.batches: list[Batch] = []
+        """handed over and not yet done, the one in hand first; changed on the event loop only"""
         self.busy_since: float | None = None
         """when the batch in hand was begun"""
-        self.largest: dict[Any, int] = {}
-        """buckets that ran out of memory, and the batch that fitted"""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -59,17 +59,17 @@ class DeviceThread:
 
     def start(self, batch: Batch) -> None:
         """Hand over a batch."""
-        self.load += 1
-        self._batches.put(batch)
+        self.batches.append(batch)
+        self._row.put(batch)
 
     async def stop(self) -> None:
         """Finish what was handed over and end the thread."""
-        self._batches.put(None)
+        self._row.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         try:
-            while (batch := self._batches.get()) is not None:
+            while (batch := self._row.get()) is not None:
                 self.busy_since = started = self._clock()
                 outcomes = self._outcomes(batch)
                 seconds = self._clock() - started
@@ -80,7 +80,7 @@ class DeviceThread:
             raise
 
     def _finished(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
-        self.load -= 1
+        self.batches.remove(batch)
         self._done(batch, outcomes, seconds)
 
     def _tell(self, call: Callable[..., None], *args: Any) -> None:
@@ -100,21 +100,21 @@ class DeviceThread:
         operation = batch.bucket[0]
         if len(items) == 1:
             size = 1
-        error = self._try(operation, [item.payload for item in items], size)
-        if isinstance(error, list):
-            return error
+        outcome = self._try(operation, [item.payload for item in items], size)
+        if isinstance(outcome, list):
+            return outcome
         # Here the exception's traceback, which keeps the failed batch's tensors alive, is gone.
-        if isinstance(error, OutOfMemory):
+        if isinstance(outcome, OutOfMemory):
             metrics.OUT_OF_MEMORY.inc()
             if len(items) == 1:
-                return [error]
+                return [outcome]
             half = (len(items) + 1) // 2
-            self.largest[batch.bucket] = half
+            self._largest[batch.bucket] = half
             return self._compute(batch, items[:half], half) + self._compute(batch, items[half:], half)
         if len(items) == 1:
-            return [error]
+            return [outcome]
         # One of them may be to blame: each alone is cheaper than halving batches that are padded to one size anyway.
-        return [outcome for item in items for outcome in self._compute(batch, [item], 1)]
+        return [each for item in items for each in self._compute(batch, [item], 1)]
 
     def _try(self, operation: str, payloads: list[Any], size: int) -> list[Outcome] | SdcError:
         """Results, or the error without its traceback."""

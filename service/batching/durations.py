@@ -46,13 +46,15 @@ class Durations:
         self._seen: OrderedDict[tuple[str, Hashable, int], float] = OrderedDict()
 
     def learn(self, operation: str, shape: Hashable, size: int, pixels: int, seconds: float) -> None:
-        """``pixels`` are those of one item."""
+        """``pixels`` are those of one item; a ``shape`` of None says nothing of a bucket, only of the operation."""
+        self._lines.setdefault(operation, _Line()).learn(size * pixels, seconds)
+        if shape is None:
+            return
         key = (operation, shape, size)
         known = self._seen.pop(key, seconds)
         self._seen[key] = known + FRESHNESS * (seconds - known)
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
-        self._lines.setdefault(operation, _Line()).learn(size * pixels, seconds)
 
     def predict(self, operation: str, shape: Hashable, size: int, pixels: int) -> float:
         """What this bucket took at this size, or else what the operation takes for so many pixels; 0 where nothing is known."""

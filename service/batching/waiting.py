@@ -50,6 +50,8 @@ class Batch:
     bucket: Bucket
     items: list[Item]
     size: int
+    timed: bool = True
+    """whether to learn from how long it takes"""
 
 
 @dataclass
@@ -59,17 +61,17 @@ class Waiting:
     Args:
         max_batch: the larger of the two sizes a batch runs at.
         durations: decides between the two.
+        largest: buckets whose full batch did not fit into memory: what does.
     """
 
     max_batch: int
     durations: Durations
+    largest: dict[Bucket, int] = field(default_factory=dict)
     rows: dict[Bucket, dict[Lane, deque[Item]]] = field(default_factory=dict)
     used: dict[Lane, float] = field(default_factory=lambda: dict.fromkeys(LANES, 0.0))
     """device time each lane has had, divided by its weight"""
     seconds: dict[Lane, float] = field(default_factory=lambda: dict.fromkeys(LANES, 0.0))
     """device time that what waits in each lane will take"""
-    largest: dict[Bucket, int] = field(default_factory=dict)
-    """buckets whose full batch did not fit into memory: what does"""
 
     def __iter__(self) -> Iterator[Item]:
         return (item for lanes in self.rows.values() for row in lanes.values() for item in row)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,50 +19,20 @@ from rich.table import Table
 from service.bench.metrics import NAMES, Plane, Quality, measure
 from service.bench.pictures import as_png
 from service.bench.rivals import RIVALS, at_least
+from service.bench.serving import Server, serving
 from service.bench.show import side_by_side
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 BITS_PER_PIXEL = 0.155
 SHOWN = "chelsea"
 PICTURE = Path("out/demo.png")
-START_TIMEOUT_S = 180
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """A service of its own on a free loopback port, with a store that vanishes; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "SDC_STORE_URL": f"file://{folder}", "SDC_LOG_LEVEL": "warning"}
-        arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
-        process = subprocess.Popen(arguments, env=environment)
-        base = f"http://127.0.0.1:{port}"
-        try:
-            _wait(base, process)
-            yield base
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _wait(base: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{base}/readyz", timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise SystemExit("the service did not start; its own words are above")
 
 
 def main() -> None:
     """Run the demo; leaves ``out/demo.png``."""
     console = Console()
     started = time.monotonic()
-    with server() as base, httpx.Client(base_url=base, timeout=60) as client:
+    with _serving() as server, httpx.Client(base_url=server.base, timeout=60) as client:
         console.print(f"the service was ready after {time.monotonic() - started:.1f} s\n", highlight=False)
         table = Table("photograph", "file", "bytes", *NAMES, title="one photograph each, the rivals at at least our bytes")
         for name in PHOTOGRAPHS:
@@ -78,6 +44,16 @@ def main() -> None:
                 side_by_side({name: (len(content), plane) for name, (content, plane) in sizes.items()}).save(PICTURE)
     console.print(table)
     console.print(f"side by side: {PICTURE.resolve()}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _serving() -> Iterator[Server]:
+    """A quiet service whose store vanishes."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), SDC_LOG_LEVEL="warning") as server:
+            yield server
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _one(client: httpx.Client, name: str, pixels: Plane, table: Table) -> dict[str, tuple[bytes, Plane]]:

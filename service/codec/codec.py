@@ -23,7 +23,10 @@ from service.manifest import Manifest
 
 TYPICAL_RATE, TYPICAL_SLOPE = 1.17, 1.4
 """of ``rate_shape``: where the search for a size begins, and how it goes on"""
-SURE = 1.008
+NEAR = 6
+"""an estimate so many steps away is near enough to code by"""
+MOST_ESTIMATES = 3
+SURE = 1.003
 """a step predicted to need this much more than the budget, from its neighbour, is not tried"""
 MOST_GUESSES = 5
 """after so many codings the search bisects"""
@@ -65,6 +68,11 @@ def _through(sizes: dict[int, int], shape: npt.NDArray[np.float64], budget: int)
     return law
 
 
+def _finest(predicted: npt.NDArray[np.float64], budget: int) -> int:
+    """The finest step whose predicted size is within the budget, or the coarsest of all."""
+    return min(int(np.searchsorted(-predicted, -budget)), STEP_COUNT - 1)
+
+
 class Codec:
     """The codec of one model folder."""
 
@@ -88,17 +96,23 @@ class Codec:
     def encode_within(self, latent: Latent, frame: Frame, max_bytes: int) -> Blob:
         """The finest step, as far as the search can tell, whose whole file, header included, has at most ``max_bytes``.
 
-        The network has already run; a few codings settle it.  A step one index finer is only tried where it is not sure to be too large.
-        Raises SizeUnreachable with the best size when even the coarsest step is too large.
+        The network has already run; an estimate or two and a coding settle it.  A step one index finer is only tried where it is not
+        sure to be too large.  Raises SizeUnreachable with the best size when even the coarsest step is too large.
         """
         budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
         shape = rate_shape(latent)
         predicted = latent.size / 8 * TYPICAL_RATE * shape**TYPICAL_SLOPE
+        sizes: dict[int, int] = {}
+        while len(sizes) < MOST_ESTIMATES:
+            index = _finest(predicted, budget)
+            if any(abs(index - known) <= NEAR for known in sizes):
+                break
+            sizes[index] = max(1, round(self.entropy.estimated_bits(quantise(latent, index), index) / 8))
+            predicted = _through(sizes, shape, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
-        sizes: dict[int, int] = {}
         for attempt in itertools.count():
-            index = int(np.searchsorted(-predicted, -budget)) if attempt < MOST_GUESSES else (low + high) // 2
+            index = _finest(predicted, budget) if attempt < MOST_GUESSES else (low + high) // 2
             if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget * SURE:
                 break
             index = min(max(index, low + 1), high - 1)

@@ -10,7 +10,7 @@ is trained; the layout of the fixed point is described in docs/FORMAT.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -52,6 +52,12 @@ class Predictor(Protocol):
     windows: tuple[int, ...]
     """side of each group's window"""
     counts: Counts
+    dtype: type[np.floating]
+    """of the windows it is given: float64 where it is exact"""
+
+    def rough(self) -> Predictor:
+        """The same in float32 where that is faster: nearly the same prediction, to estimate a size by and never to code with."""
+        ...
 
     def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         """Predict one pass.
@@ -72,6 +78,7 @@ class LaplacePredictor:
     """The profile that works for any VAE at once: mean 0, spread from the mean magnitude of known neighbours in the same channel."""
 
     PRIOR_WEIGHT = 2
+    dtype: type[np.floating] = np.float64
 
     def __init__(self, channels: int, counts: Counts) -> None:
         self.group_sizes: tuple[int, ...] = (channels,)
@@ -82,6 +89,9 @@ class LaplacePredictor:
         # magnitude (64ths of a step, geometric grid) at which the scale index rises: integer thresholds, hence exact
         grid = range(LOWEST_SCALE, WIDEST_SCALE)
         self._thresholds = np.array([_spread_threshold(index) for index in grid], np.float64)
+
+    def rough(self) -> LaplacePredictor:
+        return self
 
     def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         magnitude = np.abs(windows[:, self._known[phase]]).sum(1)
@@ -146,27 +156,54 @@ class PassWeights:
 class ContextPredictor:
     """A three-layer network for each pass: window, hidden, hidden, mean and scale."""
 
-    def __init__(self, group_sizes: tuple[int, ...], windows: tuple[int, ...], passes: list[PassWeights], counts: Counts) -> None:
+    def __init__(
+        self,
+        group_sizes: tuple[int, ...],
+        windows: tuple[int, ...],
+        passes: list[PassWeights],
+        counts: Counts,
+        dtype: type[np.floating] = np.float64,
+    ) -> None:
         self.group_sizes = group_sizes
         self.windows = windows
         self.counts = counts
+        self.dtype = dtype
         self._passes = passes
+
+    def rough(self) -> ContextPredictor:
+        passes = [PassWeights(*(tensor.astype(np.float32) for tensor in astuple(item))) for item in self._passes]
+        return ContextPredictor(self.group_sizes, self.windows, passes, self.counts, np.float32)
 
     def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         weights = self._passes[group * len(PHASES) + phase]
         above = float(step_index - UNIT_STEP_INDEX)
-        total = windows.reshape(len(windows), -1) @ weights.window + (weights.window_bias + above * weights.window_step)
-        hidden = _rectify(total, LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS)
-        hidden = _rectify(hidden @ weights.middle + weights.middle_bias, WEIGHT_BITS)
-        out = np.floor((hidden @ weights.out + weights.out_bias) / (1 << WEIGHT_BITS))  # 256ths
+        total = windows.reshape(len(windows), -1) @ weights.window
+        hidden = _rectify(total, weights.window_bias + above * weights.window_step, LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS)
+        hidden = _rectify(hidden @ weights.middle, weights.middle_bias, WEIGHT_BITS)
+        out = hidden @ weights.out
+        out += weights.out_bias
+        out *= 2.0**-WEIGHT_BITS
+        np.floor(out, out=out)  # 256ths
         size = self.group_sizes[group]
-        mean = np.clip(out[:, :size], -LARGEST_MEAN, LARGEST_MEAN)
+        mean, scale = out[:, :size], out[:, size:]
+        np.clip(mean, -LARGEST_MEAN, LARGEST_MEAN, out=mean)
         # eighths of a symbol: mean / 256 / step * 8, rounded
-        eighths = np.floor((mean * float(INVERSE_STEP_FIXED[step_index]) * OFFSETS / (1 << HIDDEN_BITS) + (1 << 11)) / (1 << 12))
-        scale = np.floor(out[:, size:] / (1 << HIDDEN_BITS) + 0.5)
+        mean *= float(INVERSE_STEP_FIXED[step_index]) * OFFSETS / (1 << HIDDEN_BITS)
+        mean += 1 << 11
+        mean *= 2.0**-12
+        np.floor(mean, out=mean)
+        scale *= 2.0**-HIDDEN_BITS
+        scale += 0.5
+        np.floor(scale, out=scale)
         scale -= float(np.floor((step_index - UNIT_STEP_INDEX) * SCALES_PER_OCTAVE / STEPS_PER_OCTAVE + 0.5))
-        return eighths.astype(np.int64), np.clip(scale, LOWEST_SCALE, WIDEST_SCALE).astype(np.int64)
+        np.clip(scale, LOWEST_SCALE, WIDEST_SCALE, out=scale)
+        integers = out.astype(np.int64)
+        return integers[:, :size], integers[:, size:]
 
 
-def _rectify(total: Exact, shift: int) -> Exact:
-    return np.clip(np.floor(total / (1 << shift)), 0, LARGEST_HIDDEN)
+def _rectify(total: Exact, bias: Exact, shift: int) -> Exact:
+    """(total + bias) >> shift, no less than 0; in place."""
+    total += bias
+    total *= 2.0**-shift
+    np.floor(total, out=total)
+    return np.clip(total, 0, LARGEST_HIDDEN, out=total)

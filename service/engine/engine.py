@@ -60,8 +60,11 @@ class Engine:
         name = f"{self.manifest.name} {self.manifest.version}"
         return f"{name}, {millions:.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {describe(self.device)}"
 
-    def warm_up(self, height: int = 512, width: int = 512) -> None:
-        """Run each operation once; raises DeviceFailed when the model gives no finite result, BadModel for a latent of another shape."""
+    def check(self, height: int = 128, width: int = 128) -> None:
+        """Run each operation once on a small picture.
+
+        Raises DeviceFailed when the model gives no finite result, BadModel for a latent of another shape.
+        """
         latent = self.encode(np.zeros((1, height, width, 3), np.uint8))
         factor, channels = self.manifest.downscale, self.manifest.latent_channels
         if latent.shape != (1, channels, height // factor, width // factor):

@@ -10,7 +10,8 @@ REQUESTS = Counter("sdc_requests_total", "Requests answered.", ["op", "code"])
 REQUEST_SECONDS = Histogram("sdc_request_seconds", "Time from request to reply.", ["op"], buckets=_SECONDS)
 SLOTS = Gauge("sdc_slots", "Requests that may be at work or waiting at once.")
 INFLIGHT = Gauge("sdc_inflight", "Requests at work or waiting.", ["op"])
-REJECTED = Counter("sdc_rejected_total", "Requests refused before the device.", ["reason"])
+REJECTED = Counter("sdc_rejected_total", "Requests that were let go without a result.", ["reason"])
+COALESCED = Counter("sdc_coalesced_total", "Requests that shared the run of an identical one under way.")
 QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device.", ["op", "lane"])
 QUEUE_OLDEST = Gauge("sdc_queue_oldest_seconds", "How long the longest-waiting item has waited for the device.")
 QUEUE_WAIT = Histogram("sdc_queue_wait_seconds", "Time an item waited for the device.", ["op", "lane"], buckets=_SECONDS)
@@ -23,3 +24,8 @@ STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], bu
 NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
 BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"])
+
+REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-passed", "client-gone", "stopping")
+"""of ``REJECTED``; docs/OPERATIONS.md says what each means"""
+for _reason in REASONS:
+    REJECTED.labels(reason=_reason)  # there from the start, at 0: a query must not come back empty

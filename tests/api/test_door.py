@@ -25,6 +25,7 @@ class Connection:
         for index, piece in enumerate(pieces):
             self.incoming.put_nowait({"type": "http.request", "body": piece, "more_body": index + 1 < len(pieces)})
         self.read = 0
+        self.read_before_reply: int | None = None
         self.sent: list[Message] = []
 
     async def receive(self) -> Message:
@@ -33,6 +34,8 @@ class Connection:
         return message
 
     async def send(self, message: Message) -> None:
+        if message.get("body") and self.read_before_reply is None:
+            self.read_before_reply = self.read
         self.sent.append(message)
 
     def hang_up(self) -> None:
@@ -95,7 +98,7 @@ def test_what_needs_a_slot() -> None:
     assert not any(working_operation(path) for path in ("/livez", "/readyz", "/metrics", "/docs", "/", "", "*", "/compressor"))
 
 
-def test_the_one_too_many_is_refused_with_its_body_unread() -> None:
+def test_the_one_too_many_is_refused_before_its_body_is_read() -> None:
     async def scenario() -> None:
         held = Held()
         app = door(held)
@@ -112,7 +115,7 @@ def test_the_one_too_many_is_refused_with_its_body_unread() -> None:
             assert headers[b"connection"] == b"close"
             assert headers[b"content-type"] == b"application/problem+json"
             assert json.loads(connection.sent[1]["body"])["type"].endswith("overloaded")
-            assert connection.read == 0
+            assert connection.read_before_reply == 0
         health = Connection("/livez")
         held.gate.set()
         await health.through(app)
@@ -121,6 +124,46 @@ def test_the_one_too_many_is_refused_with_its_body_unread() -> None:
         assert [connection.status for connection in inside] == [200, 200]
         assert app.inside == app.bytes_inside == inflight() == 0
 
+    run(scenario)
+
+
+async def refuse(connection: Connection) -> None:
+    """Send a request to a door that has no slot left."""
+    held = Held()
+    app = door(held, slots=1)
+    inside = asyncio.create_task(Connection().through(app))
+    await until(lambda: held.working == 1)
+    await connection.through(app)
+    assert connection.status == 503
+    held.gate.set()
+    await inside
+
+
+def test_a_refused_client_may_finish_its_sentence() -> None:
+    """Otherwise the connection is reset while it still sends, and it never sees the 503."""
+
+    async def scenario() -> None:
+        connection = Connection(headers={"content-length": "300"}, body=[b"x" * 100] * 3)
+        await refuse(connection)
+        assert connection.read == 3
+        assert [message.get("more_body", False) for message in connection.sent[1:]] == [True, False]
+        assert connection.sent[2]["body"] == b""
+
+    run(scenario)
+
+
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        endless = Connection(headers={"transfer-encoding": "chunked"}, body=[b"x" * (1 << 18)] * 100)
+        await refuse(endless)
+        assert endless.read == 4
+        silent = Connection(headers={"content-length": "300"}, body=[])
+        await refuse(silent)
+        polite = Connection(headers={"content-length": "300", "expect": "100-continue"})
+        await refuse(polite)
+        assert polite.read == 0
+
+    monkeypatch.setattr("service.api.door.LINGER_S", 0.02)
     run(scenario)
 
 

@@ -128,7 +128,7 @@ def test_a_manifest_that_disagrees_with_its_networks_stops_the_start(tmp_path: P
     manifest = json.loads((folder / "sdc.json").read_text())
     (folder / "sdc.json").write_text(json.dumps(manifest | {"downscale": 16}))
     with pytest.raises(BadModel, match="1/16"):
-        Engine(folder).warm_up(64, 64)
+        Engine(folder).check(64, 64)
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:

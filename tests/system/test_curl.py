@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from service.bench.serving import Server, serving
 from tests.conftest import Plane
-from tests.servers import Server, running
 
 pytestmark = pytest.mark.system
 README = Path(__file__).parents[2] / "README.md"
@@ -17,7 +17,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("server")) as server:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, folder / "log") as server:
         yield server
 
 

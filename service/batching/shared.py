@@ -1,0 +1,53 @@
+"""Identical calls that are under way at once share one run.  Knows nothing of what is computed, and remembers nothing afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from service.errors import Overloaded
+from service.telemetry import metrics
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Run(Generic[Result]):
+    task: asyncio.Task[Result]
+    waiting: int = 0
+
+
+class SharedRuns(Generic[Result]):
+    """One run for all who ask for the same thing while it is made."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, _Run[Result]] = {}
+
+    async def run(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Make the call, or wait for the one that somebody else made under this key.
+
+        Whoever leaves, leaves the others their run; when the last has left it is cancelled.  A run that was refused for whoever asked
+        first, whose deadline may have been nearer, is made again for the others.
+        Raises what the call raises.
+        """
+        while True:
+            run = self._runs.get(key)
+            joined = run is not None
+            if run is None:
+                run = self._runs[key] = _Run(asyncio.ensure_future(call()))
+            else:
+                metrics.COALESCED.inc()
+            run.waiting += 1
+            try:
+                return await asyncio.shield(run.task)
+            except Overloaded:
+                if not joined:
+                    raise
+            finally:
+                run.waiting -= 1
+                if run.task.done() or not run.waiting:
+                    run.task.cancel()
+                    if self._runs.get(key) is run:
+                        del self._runs[key]

@@ -1,0 +1,31 @@
+"""`sdc serve` with a device that misbehaves when it sees a flat picture: white kills its thread, grey takes a second and a half."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import service.pipeline
+from service.cli import app
+
+GREY_S = 1.5
+real = service.pipeline.device_operations
+
+
+def operations(engine: Any) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
+    made = real(engine)
+
+    def encode(items: Sequence[Any]) -> Sequence[Any]:
+        if any((np.asarray(item) == 255).all() for item in items):
+            raise SystemExit("the driver is gone")
+        if any((np.asarray(item) == 128).all() for item in items):
+            time.sleep(GREY_S)
+        return made["encode"](items)
+
+    return {**made, "encode": encode}
+
+
+if __name__ == "__main__":
+    service.pipeline.device_operations = operations
+    app()
