@@ -113,6 +113,25 @@ def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
         assert wide.encode(patches).latent[:, channels:].std() > 0
 
 
+def test_more_blocks_begin_as_what_was_there(small_model: Path) -> None:
+    finished = ResidualAutoencoder.from_pretrained(small_model / "vae")
+    deeper = ResidualAutoencoder(48, 4, (8, 8), (2, 1), (1, 3))
+    context = ContextModel([4], 8, [5])
+    assert start_from(small_model, deeper, context) == 0
+    patches = torch.randn(1, 48, 8, 8)
+    with torch.inference_mode():
+        latent = finished.encode(patches).latent
+        assert deeper.encode(patches).latent == pytest.approx(latent, abs=1e-5)
+        assert deeper.decode(latent).sample == pytest.approx(finished.decode(latent).sample, abs=1e-5)
+    assert sum(p.numel() for p in deeper.parameters()) > sum(p.numel() for p in finished.parameters())
+
+
+def test_fewer_blocks_are_refused(small_model: Path) -> None:
+    shallow = ResidualAutoencoder(48, 4, (8, 8), (1, 1), (0, 1))
+    with pytest.raises(SystemExit, match="no place for"):
+        start_from(small_model, shallow, ContextModel([4], 8, [5]))
+
+
 def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
     vae, context = ResidualAutoencoder(), ContextModel([128], 4, [3])
     with pytest.raises(SystemExit, match=str(tmp_path)):

@@ -1,0 +1,97 @@
+"""The load generator against a server made up for the purpose."""
+
+import itertools
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from service.bench.load import Load, mixed_pictures
+from service.bench.serving import Server
+
+
+class Stub:
+    """Renders: one of three takes half a second, one is 503 with Retry-After, one 503 without.  Remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+        self.arrived: list[float] = []
+        self.bodies: list[bytes] = []
+        self.deadlines: set[str | None] = set()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                stub.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.reply(201, json.dumps({"links": {"webp": "/render/a.webp"}}).encode())
+
+            def do_GET(self) -> None:
+                stub.arrived.append(time.monotonic())
+                stub.deadlines.add(self.headers["SDC-Deadline-Ms"])
+                which = next(stub.numbers) % 3
+                if which == 0:
+                    time.sleep(0.5)
+                self.reply(503 if which else 200, b"x", {"Retry-After": "3"} if which == 1 else {})
+
+            def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    stub = Stub()
+    threading.Thread(target=stub.http.serve_forever, daemon=True).start()
+    yield stub
+    stub.http.shutdown()
+    stub.http.server_close()
+
+
+def load(stub: Stub, folder: Path) -> Load:
+    port = stub.http.server_address[1]
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return Load(Server(f"http://127.0.0.1:{port}", port, process, None), folder, mixed_pictures()[:3])
+
+
+def test_requests_leave_at_a_constant_rate_whatever_the_server_does(stub: Stub, tmp_path: Path) -> None:
+    outcome = load(stub, tmp_path).run("render", rate=20, seconds=3, deadline_ms=700)
+    assert 57 <= len(stub.arrived) <= 63
+    assert outcome.accepted + outcome.refused == len(stub.arrived)
+    assert outcome.accepted == pytest.approx(len(stub.arrived) / 3, abs=1)
+    assert outcome.lawless == pytest.approx(len(stub.arrived) / 3, abs=1)
+    assert outcome.failed == outcome.dropped == 0
+    assert outcome.median >= 500
+    assert stub.deadlines == {"700"}
+
+
+def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
+    generator = load(stub, tmp_path)
+    prepared = len(stub.bodies)
+    for _ in range(2):
+        generator.run("compress", rate=20, seconds=1)
+    sent = stub.bodies[prepared:]
+    assert len(sent) >= 36
+    assert len(set(sent)) == len(sent)
+    sources = [source for source, _ in generator.jobs]
+    assert all(any(body.startswith(source) for source in sources) for body in sent)
+
+
+def test_the_pictures_are_the_same_every_time() -> None:
+    assert mixed_pictures() == mixed_pictures()
