@@ -32,10 +32,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 out, err = Console(), Console(stderr=True)
 
-SWITCH_INTERVAL_S = 0.0005
-"""a tenth of Python's own: the event loop asks for the interpreter after every system call, and workers give it up no sooner than this
-(measured: 8 % more pictures a second under load)"""
-
 Model = Annotated[Path | None, typer.Option(help="Model folder; the bundled one when not given.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
@@ -101,7 +97,6 @@ def serve(
     from service.telemetry import logs
 
     settings = _settings(model, host=host, port=port)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.configure(settings.log_level)
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         note = "listening on loopback only, because nobody needs a key: --host 0.0.0.0 opens it to the network"

@@ -14,6 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
+from service.process import tune
 from service.settings import Settings
 from service.telemetry import metrics
 
@@ -351,7 +353,11 @@ def load_model(settings: Settings) -> tuple[Engine, Codec]:
 @asynccontextmanager
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     """A pipeline with its model loaded and warm, closed in order at the end."""
-    engine, codec = await asyncio.to_thread(load_model, settings)
+    tune()
+    # In a thread that ends.  OpenMP keeps a team for every thread that ever computed, and with more of them than cores its barriers sleep
+    # instead of spinning: the device's own work then takes a third longer (measured; a small U-Net even twice as long).
+    with ThreadPoolExecutor(1) as short_lived:
+        engine, codec = await asyncio.get_running_loop().run_in_executor(short_lived, load_model, settings)
     processor = CpuPool(settings.cpu_workers)
     batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
     pipeline = Pipeline(engine, codec, batcher, settings)

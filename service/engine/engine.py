@@ -75,12 +75,11 @@ class Engine:
         """Pixels uint8 (N, H, W, 3) to normalised latents float32 (N, C, H/f, W/f); H and W multiples of the model's downscale f."""
 
         def run(networks: Networks, items: Pixels) -> torch.Tensor:
-            picture = torch.from_numpy(items).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            patches = F.pixel_unshuffle(picture, self.manifest.patch_factor)
+            patches = _patches(torch.from_numpy(items).to(self.device), self.manifest.patch_factor).float() / 127.5 - 1
             raw = networks.encode(_layout(patches, networks is self._exact, self.dtype)).float()
             return (raw - self._mean) / self._std
 
-        return self._finite(run, pixels)
+        return self._finite(run, pixels).cpu().numpy()
 
     def restore(self, latents: Latents, step_sizes: npt.NDArray[np.float32], steps: int) -> Latents:
         """Clean the quantisation noise with the U-Net.
@@ -105,7 +104,7 @@ class Engine:
             # clamp(NaN) is NaN: a failed item is still seen by the caller
             return projected
 
-        return self._finite(run, latents, step_sizes)
+        return self._finite(run, latents, step_sizes).cpu().numpy()
 
     def decode(self, latents: Latents) -> Pixels:
         """Normalised latents (N, C, h, w) to pixels uint8 (N, h*f, w*f, 3)."""
@@ -115,7 +114,7 @@ class Engine:
             patches = networks.decode(_layout(raw, networks is self._exact, self.dtype)).float()
             return F.pixel_shuffle(patches, self.manifest.patch_factor).permute(0, 2, 3, 1)
 
-        pictures = self._finite(run, latents)
+        pictures = self._finite(run, latents).cpu().numpy()
         pixels: Pixels = np.clip(np.rint((pictures + 1) * 127.5), 0, 255).astype(np.uint8)
         return pixels
 
@@ -139,18 +138,16 @@ class Engine:
                 current = following.sqrt() * clean + (1 - following).sqrt() * noise
         return clean[:, :, :height, :width]
 
-    def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> torch.Tensor:
         """Run on a batch; items whose result is not finite are run again, alone, in fp32.  Raises DeviceFailed if that fails too."""
         with _memory_told(), torch.inference_mode():
-            result = run(self._networks, *inputs).cpu().numpy()
-            for index in range(len(result)):
-                if np.isfinite(result[index]).all():
-                    continue
+            result = run(self._networks, *inputs)
+            for index in torch.nonzero(~result.isfinite().flatten(1).all(1)).flatten().tolist():
                 metrics.NONFINITE.inc()
                 if self._exact is None:
                     self._exact = Networks(self.folder, self.device, torch.float32)
-                result[index] = run(self._exact, *(part[index : index + 1] for part in inputs)).cpu().numpy()[0]
-                if not np.isfinite(result[index]).all():
+                result[index] = run(self._exact, *(part[index : index + 1] for part in inputs))[0]
+                if not result[index].isfinite().all():
                     raise DeviceFailed("the model gave no finite result for this picture")
         return result
 
@@ -172,6 +169,13 @@ def _memory_told() -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise OutOfMemory("the picture does not fit into the device's memory")
+
+
+def _patches(pictures: torch.Tensor, factor: int) -> torch.Tensor:
+    """(N, H, W, 3) to (N, 3 * factor**2, H / factor, W / factor), channels last in memory; pixel_unshuffle's order, on bytes."""
+    n, height, width, colours = pictures.shape
+    blocks = pictures.view(n, height // factor, factor, width // factor, factor, colours).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(n, height // factor, width // factor, colours * factor**2).permute(0, 3, 1, 2)
 
 
 def _layout(tensor: torch.Tensor, exact: bool, dtype: torch.dtype) -> torch.Tensor:
