@@ -63,7 +63,7 @@ bench-code: setup ## the entropy coder against its own ideal: make bench-code IM
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
-bench-load: setup ## a server under load, against its own bare loop; about eight minutes
+bench-load: setup ## a server under load, against its own bare loop; about nine minutes
 	$(BIN)/sdc bench load
 
 clean: ## remove what make made

@@ -17,6 +17,7 @@ from service.api.services import (
     disposition,
     off_loop_if_large,
     read_body,
+    require_in_time,
     server_timing,
 )
 from service.errors import NotFound
@@ -57,6 +58,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
         compressed = await services.compressions.run(blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline))
         content, created = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
         timing = {"Server-Timing": server_timing(compressed.seconds)}
+        require_in_time(deadline)  # it is stored: asking again is quick
     blob = services.pipeline.parse(content)
     status = 201 if created else 200
     headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", "Vary": "Accept", **timing}
@@ -74,6 +76,7 @@ async def decompress(
     """An ``.sdc`` body back to a picture; nothing is stored."""
     extension = query.format or pick_extension(request.headers.get("accept"))
     rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q), deadline)
+    require_in_time(deadline)
     headers = {
         **EMBEDDABLE,
         "Cache-Control": "no-store",
@@ -129,5 +132,6 @@ async def _render(
         return reply
     content = await services.read(blob_id)
     rendered = await services.renders.run(variant, lambda: services.pipeline.render(content, options, deadline))
+    require_in_time(deadline)
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)

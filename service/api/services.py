@@ -17,10 +17,11 @@ from service.api.schemas import BlobInfo, Links
 from service.batching.shared import SharedRuns
 from service.codec.container import Blob
 from service.codec.methods import METHODS
-from service.errors import BadParameter, Gone, NotFound
+from service.errors import BadParameter, DeadlineMissed, Gone, NotFound
 from service.pipeline import Compressed, Pipeline, Rendered
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+from service.telemetry import metrics
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
 AT_ONCE_BYTES = 1 << 18
@@ -107,6 +108,14 @@ def _deadline(request: Request, services: InjectedServices) -> float:
 
 
 Deadline = Annotated[float, Depends(_deadline)]
+
+
+def require_in_time(deadline: float) -> None:
+    """Raise DeadlineMissed where the reply would come too late to be of use."""
+    if time.monotonic() > deadline:
+        metrics.REJECTED.labels(reason="deadline-passed").inc()
+        raise DeadlineMissed("the deadline passed before the reply was ready", retry_after_s=1)
+
 
 STRICT = [Depends(_once_each)]
 """for every router with query parameters"""

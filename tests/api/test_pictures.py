@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,46 @@ def test_the_same_photo_from_many_at_once_is_stored_once(client: TestClient) -> 
         replies = list(pool.map(lambda _: client.post("/compress?quality=17", content=PHOTO), range(8)))
     assert sorted(reply.status_code for reply in replies) == [200] * 7 + [201]
     assert len({reply.text for reply in replies}) == 1
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, client: TestClient, journey: str, seconds: float) -> list[str]:
+    """Make ``compress`` or ``render`` take so much longer; returns a list that grows with every run."""
+    pipeline, runs = client.app.state.services.pipeline, []  # type: ignore[attr-defined]
+    real = getattr(pipeline, journey)
+
+    async def slowed(*args: object) -> object:
+        runs.append(journey)
+        made = await real(*args)
+        await asyncio.sleep(seconds)
+        return made
+
+    monkeypatch.setattr(pipeline, journey, slowed)
+    return runs
+
+
+def test_identical_renders_at_once_cost_one_run(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = client.post("/compress?quality=33", content=PHOTO).json()["links"]
+    runs = slow(monkeypatch, client, "render", 0.5)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(client.get, [links["webp"]] * 8 + [f"{links['webp']}?q=31"]))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.content for reply in replies[:8]}) == 1
+    assert replies[0].content != replies[8].content
+    assert len(runs) == 2
+
+
+def test_a_reply_that_comes_too_late_is_refused_and_what_was_made_is_kept(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = slow(monkeypatch, client, "compress", 1.5)
+    late = client.post("/compress?quality=34", content=PHOTO, headers={"SDC-Deadline-Ms": "1000"})
+    assert late.status_code == 503
+    assert late.headers["retry-after"] == "1"
+    assert "before the reply was ready" in late.json()["detail"]
+    again = client.post("/compress?quality=34", content=PHOTO, headers={"SDC-Deadline-Ms": "1000"})
+    assert again.status_code == 200
+    assert len(runs) == 1
+    slow(monkeypatch, client, "render", 1.5)
+    assert client.get(again.json()["links"]["png"], headers={"SDC-Deadline-Ms": "1000"}).status_code == 503
+    assert client.get(again.json()["links"]["png"]).status_code == 200
 
 
 def test_a_form_and_a_raw_body_are_the_same(client: TestClient) -> None:
