@@ -76,10 +76,11 @@ class Ticket:
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
 
-        Raises DeadlineMissed when the deadline passes before its turn, and whatever the call raises.
+        Raises DeadlineMissed when its turn comes too late to finish before the deadline, and whatever the call raises.
         """
         patience = 0.0 if finishing else PATIENCE_S[self.lane]
-        result, seconds = await self._batcher.processor.run(call, patience, self.deadline)
+        latest = self.deadline - self._device_s - self._processor_s
+        result, seconds = await self._batcher.processor.run(call, patience, latest)
         self._spent_s += seconds
         done = min(self._processor_s, seconds)
         self._processor_s -= done
@@ -230,7 +231,8 @@ class Batcher:
             raise _stopping()
         operation, lane = ticket.operation, ticket.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
-        item = Item((operation, shape), payload, pixels, lane, self._clock(), ticket.deadline, share, reply)
+        deadline = ticket.deadline - ticket._processor_s  # it must be coded or written afterwards
+        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply)
         self._waiting.add(item)
         self._count(item, +1)
         self._wake.set()

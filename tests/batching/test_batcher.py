@@ -465,6 +465,29 @@ def test_the_processors_work_counts_as_work_ahead() -> None:
     run(scenario, clock=lambda: now)
 
 
+def test_what_could_not_be_finished_in_time_is_not_begun() -> None:
+    now = 0.0
+
+    def four_seconds() -> None:
+        nonlocal now
+        now += 4.0
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        nonlocal now
+        with batcher.admit("square", 10) as ticket:
+            await ticket.aside(four_seconds)
+        began = len(device.batches)
+        with pytest.raises(DeadlineMissed), batcher.admit("square", 10, deadline=now + 5) as ticket:
+            now += 2.0  # three seconds are left, and it needs four
+            await ticket.submit("s", 3, 10)
+        with pytest.raises(DeadlineMissed), batcher.admit("square", 10, deadline=now + 5) as ticket:
+            now += 2.0
+            await ticket.aside(four_seconds)
+        assert len(device.batches) == began
+
+    run(scenario, clock=lambda: now)
+
+
 def test_an_interactive_picture_does_not_wait_for_bulk_on_the_processor() -> None:
     now = 0.0
 
