@@ -78,12 +78,13 @@ def test_the_unet_does_no_harm(compared: dict[str, np.ndarray]) -> None:
     assert with_unet[FEATURE] < without[FEATURE] + 0.005
 
 
-def test_a_file_of_version_1_is_refused_by_the_name_of_what_it_needs() -> None:
-    """Version 1 was replaced, not kept: its files are sound, say which profile they need, and are never decoded as something else."""
-    blob = container.parse((Path(__file__).parent / "data" / "bundled-1.sdc").read_bytes(), 1 << 20)
+@pytest.mark.parametrize(("version", "profile"), [(1, "edf8dee5"), (2, "a326991a")])
+def test_a_file_of_an_earlier_version_is_refused_by_the_name_of_what_it_needs(version: int, profile: str) -> None:
+    """They were replaced, not kept: their files are sound, say which profile they need, and are never decoded as something else."""
+    blob = container.parse((Path(__file__).parent / "data" / f"bundled-{version}.sdc").read_bytes(), 1 << 20)
     assert (blob.width, blob.height) == (451, 300)
     codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
-    with pytest.raises(WrongModel, match="edf8dee5"):
+    with pytest.raises(WrongModel, match=profile):
         codec.decode(blob)
 
 
