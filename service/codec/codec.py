@@ -21,13 +21,13 @@ from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, L
 from service.errors import CorruptBlob, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
-TYPICAL_RATE, TYPICAL_SLOPE = 1.17, 1.4
-"""of ``rate_shape``: where the search for a size begins, and how it goes on"""
-NEAR = 6
+TYPICAL_RATE, TYPICAL_SLOPE = 1.07, 1.38
+"""of ``rate_shape``, from picture to picture: where the search for a size begins"""
+SLOPE_WITHIN = 1.28
+"""of ``rate_shape``, from step to step of one picture: how the search goes on"""
+NEAR = 4
 """an estimate so many steps away is near enough to code by"""
 MOST_ESTIMATES = 3
-SURE = 1.003
-"""a step predicted to need this much more than the budget, from its neighbour, is not tried"""
 MOST_GUESSES = 5
 """after so many codings the search bisects"""
 
@@ -59,7 +59,7 @@ def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
 def _through(sizes: dict[int, int], shape: npt.NDArray[np.float64], budget: int) -> npt.NDArray[np.float64]:
     """Size predicted for each step index: a power law of ``shape`` through the known size nearest the budget and one further off."""
     first, *others = sorted(sizes, key=lambda index: abs(np.log(sizes[index] / budget)))
-    slope = TYPICAL_SLOPE
+    slope = SLOPE_WITHIN
     for other in others:
         if abs(other - first) >= 4:  # nearer ones say more about rounding than about the picture
             slope = float(np.clip(np.log(sizes[first] / sizes[other]) / np.log(shape[first] / shape[other]), 0.5, 3))
@@ -96,8 +96,8 @@ class Codec:
     def encode_within(self, latent: Latent, frame: Frame, max_bytes: int) -> Blob:
         """The finest step, as far as the search can tell, whose whole file, header included, has at most ``max_bytes``.
 
-        The network has already run; an estimate or two and a coding settle it.  A step one index finer is only tried where it is not
-        sure to be too large.  Raises SizeUnreachable with the best size when even the coarsest step is too large.
+        The network has already run; an estimate or two and a coding settle it.  A step one index finer is only tried where it is
+        predicted to fit.  Raises SizeUnreachable with the best size when even the coarsest step is too large.
         """
         budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
         shape = rate_shape(latent)
@@ -113,7 +113,7 @@ class Codec:
         best: Blob | None = None
         for attempt in itertools.count():
             index = _finest(predicted, budget) if attempt < MOST_GUESSES else (low + high) // 2
-            if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget * SURE:
+            if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget:
                 break
             index = min(max(index, low + 1), high - 1)
             blob = self.encode(latent, frame, index)
