@@ -166,7 +166,8 @@ class Pipeline:
         """
         stages = Stages()
         with stages.timed("open"):
-            width, height = await self._off_loop(lambda: picture_size(source, self.settings.max_pixels, container.LARGEST_SIDE))
+            # not on the processor's threads: who is to be refused should hear it without waiting in their row
+            width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
         with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
             with stages.timed("open"):

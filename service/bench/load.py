@@ -113,7 +113,7 @@ def _calls(pipeline: Pipeline, jobs: list[Job], blobs: list[bytes]) -> dict[str,
         return pipeline.compress(source, CompressOptions(max_bytes=size))
 
     def render(number: int) -> Awaitable[object]:
-        return pipeline.render(blobs[number % len(blobs)], RenderOptions("webp"))
+        return pipeline.render(blobs[number % len(blobs)], RenderOptions("webp", quality=50 + number // len(blobs) % 45))
 
     return dict(zip(OPERATIONS, (compress, render), strict=True))
 
