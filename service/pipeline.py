@@ -303,7 +303,7 @@ class Pipeline:
     async def warm_up(self) -> None:
         """Run every operation on the device's thread, at both batch sizes and for a small and a middling picture.
 
-        Raises BadModel for a latent of another shape than the manifest's, and DeviceFailed.
+        Raises DeviceFailed.
         """
         factor, channels = self.engine.manifest.downscale, self.engine.manifest.latent_channels
         steps = self.engine.manifest.default_steps

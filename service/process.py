@@ -20,8 +20,8 @@ def before_libraries() -> None:
     """Settings that numpy and torch read when they are loaded, so that this must come first.
 
     Idle threads of numpy's OpenBLAS would spin on the cores that the model needs next (a render: 120 -> 105 ms): it gets one.
-    OpenMP's wait for a few microseconds and then sleep, or they spin on the cores that the workers need: half again as many pictures a
-    second under load (14.9 -> 20.2), and one alone takes no longer (measured, two cores).
+    OpenMP's wait for a few microseconds and then sleep, or they spin on the cores that the workers need: a third more pictures compressed a
+    second under load (14.9 -> 20.2), for 2 to 12 ms more of a render that is alone (measured, two cores).
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from service.batching.cpu import CpuPool
+from service.batching.cpu import CpuPool, stopping
 from service.batching.device import DeviceThread, Operation, Outcome
 from service.batching.durations import Durations
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
@@ -173,7 +173,7 @@ class Batcher:
         """
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
-            raise _stopping()
+            raise stopping()
         wait = self.predicted_wait_s(lane)
         if self._admitted_pixels and self._admitted_pixels + pixels > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
@@ -228,7 +228,7 @@ class Batcher:
 
     async def _submit(self, ticket: Ticket, shape: Hashable, payload: Any, pixels: int) -> Any:
         if self._closing or self.death:
-            raise _stopping()
+            raise stopping()
         operation, lane = ticket.operation, ticket.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
         deadline = ticket.deadline - ticket._processor_s  # it must be coded or written afterwards
@@ -274,7 +274,7 @@ class Batcher:
             for item in list(self._waiting):
                 self._waiting.remove(item)
                 self._count(item, -1)
-                _answer(item, _stopping())
+                _answer(item, stopping())
 
     def _next(self) -> Batch | None:
         """A batch, if one may be closed now."""
@@ -345,10 +345,6 @@ def _answer(item: Item, outcome: Outcome) -> None:
 def _processor(operation: str) -> str:
     """The name under which the processor's part of an operation is learned."""
     return f"{operation} aside"
-
-
-def _stopping() -> Overloaded:
-    return Overloaded("the service is stopping", retry_after_s=5)
 
 
 def whole_seconds(seconds: float) -> int:

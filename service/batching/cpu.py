@@ -64,7 +64,7 @@ class CpuPool:
         await self._turn(patience_s)
         if self._closed:
             self._release()
-            raise Overloaded("the service is stopping", retry_after_s=5)
+            raise stopping()
         if self._clock() > deadline:
             self._release()
             metrics.REJECTED.labels(reason="deadline-passed").inc()
@@ -117,3 +117,8 @@ class CpuPool:
         """Finish what has begun, refuse the rest."""
         self._closed = True
         await asyncio.to_thread(self._executor.shutdown)
+
+
+def stopping() -> Overloaded:
+    """What everyone hears who comes when the service closes."""
+    return Overloaded("the service is stopping", retry_after_s=5)
