@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from service.codec.context import PHASES
+from service.codec.lattice import PHASES
 
 SMALLEST_SCALE = 0.05
 """of the logistic, in quantiser steps"""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.codec.context import HIDDEN_BITS, LATENT_BITS, PHASES, WEIGHT_BITS
+from service.codec.context import HIDDEN_BITS, LATENT_BITS, WEIGHT_BITS
+from service.codec.lattice import PHASES
 from service.codec.steps import STEPS_PER_OCTAVE
 from service.codec.tables import SCALES_PER_OCTAVE
 from training.context import ContextModel

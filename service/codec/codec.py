@@ -21,9 +21,9 @@ from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, L
 from service.errors import CorruptBlob, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
-TYPICAL_RATE, TYPICAL_SLOPE = 1.07, 1.38
+TYPICAL_RATE, TYPICAL_SLOPE = 0.63, 1.48
 """of ``rate_shape``, from picture to picture: where the search for a size begins"""
-SLOPE_WITHIN = 1.28
+SLOPE_WITHIN = 1.47
 """of ``rate_shape``, from step to step of one picture: how the search goes on"""
 NEAR = 4
 """an estimate so many steps away is near enough to code by"""
@@ -46,13 +46,18 @@ class Frame:
 def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
     """How the rate of a latent falls with the step index: (256,), positive and falling.  Floats, for searching only.
 
-    The mean of log2(1 + 2 |z| / step) over the latent, from a histogram of log2 |z| as fine as the steps are.
+    The mean of log2(1 + 2 |z| / step) over the largest latent of each 2x2 block, from a histogram of log2 |z| as fine as the steps are.
+    The largest, because a context model sends for next to nothing what is small beside small neighbours: this predicts a size twice as
+    well as the mean over all latents (9 % against 17 %, standard deviation over pictures).
     """
-    fine = STEPS_PER_OCTAVE * np.log2(np.abs(latent) + np.float32(1e-5)) + UNIT_STEP_INDEX
+    size = np.abs(np.pad(latent, ((0, 0), (0, latent.shape[1] % 2), (0, latent.shape[2] % 2))))
+    rows = np.maximum(size[:, ::2], size[:, 1::2])
+    largest = np.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    fine = STEPS_PER_OCTAVE * np.log2(largest + np.float32(1e-5)) + UNIT_STEP_INDEX
     lowest, highest = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
     counts = np.bincount(np.clip(np.rint(fine), lowest, highest).astype(np.int64).ravel() - lowest, minlength=highest - lowest + 1)
     above = (np.arange(lowest, highest + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
-    shape: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1)) @ counts / latent.size
+    shape: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1)) @ counts / largest.size
     return shape
 
 

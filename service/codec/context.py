@@ -1,7 +1,8 @@
 """Predicts, for each symbol, where it will lie and how widely it is spread, from symbols already coded.  Integers only.
 
 Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  A pass (one group, one phase)
-is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5 or 3x3.
+is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5 or 3x3 (see
+``service.codec.lattice``).
 
 The arithmetic is on integers held in float64: every product and every partial sum stays under 2**53, so each is exact and the order
 of summation, which differs between BLAS libraries and processors, cannot change a bit.  `training/context.py` is the float twin that
@@ -10,19 +11,16 @@ is trained; the layout of the fixed point is described in docs/FORMAT.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from service.codec.lattice import PHASES, Exact, Seen, known_in_window
 from service.codec.steps import INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
 from service.codec.tables import HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, SCALES_PER_OCTAVE, Counts
-
-PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
-LARGEST_RADIUS = 2
-WINDOWS = (3, 5)
-"""sides a window may have"""
 
 LATENT_BITS = 6
 """a known latent is seen as an integer in 64ths ..."""
@@ -34,9 +32,10 @@ LARGEST_HIDDEN = 1 << 16
 LARGEST_MEAN = 1 << 14
 WIDEST_SCALE = HIGHEST_SCALE + 8 * SCALES_PER_OCTAVE
 
-Exact = npt.NDArray[np.float64]
-"""integers, held exactly"""
-Integers = npt.NDArray[np.int64]
+NARROW = 16
+"""so many channels a place are copied together and multiplied at once; more are multiplied where they lie"""
+
+Integers = npt.NDArray[np.int32]
 
 
 def visible(symbols: npt.NDArray[np.int32], step_index: int) -> Exact:
@@ -53,23 +52,22 @@ class Predictor(Protocol):
     """side of each group's window"""
     counts: Counts
     dtype: type[np.floating]
-    """of the windows it is given: float64 where it is exact"""
+    """of what it is given: float64 where it is exact"""
 
     def rough(self) -> Predictor:
         """The same in float32 where that is faster: nearly the same prediction, to estimate a size by and never to code with."""
         ...
 
-    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
-        """Predict one pass.
+    def predict(self, seen: Seen, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+        """Predict n positions of one pass.
 
         Args:
-            windows: (n, side, side, channels known so far) integers as from ``visible``; the channels of this group come last, with 0
-                where nothing is known yet.
+            seen: their known neighbours, integers as from ``visible``.
             group, phase: which pass.
             step_index: the picture's step.
 
         Returns:
-            mean in eighths of a symbol, and scale index, both (n, group size) int64.
+            mean in eighths of a symbol, and scale index, both (n, group size) int32.
         """
         ...
 
@@ -84,8 +82,6 @@ class LaplacePredictor:
         self.group_sizes: tuple[int, ...] = (channels,)
         self.windows: tuple[int, ...] = (5,)
         self.counts = counts
-        # Neighbours known at each phase; the 0s of a window are the unknown ones and add nothing.
-        self._known = [_known_positions(phase) for phase in range(len(PHASES))]
         # magnitude (64ths of a step, geometric grid) at which the scale index rises: integer thresholds, hence exact
         grid = range(LOWEST_SCALE, WIDEST_SCALE)
         self._thresholds = np.array([_spread_threshold(index) for index in grid], np.float64)
@@ -93,25 +89,16 @@ class LaplacePredictor:
     def rough(self) -> LaplacePredictor:
         return self
 
-    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
-        magnitude = np.abs(windows[:, self._known[phase]]).sum(1)
-        known = int(self._known[phase].sum())
+    def predict(self, seen: Seen, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+        magnitude = np.zeros((seen.size, self.group_sizes[0]))
+        for place in seen.places:
+            magnitude += np.abs(place)
         # Unit-variance latents: the prior says a mean magnitude of about 0.7, 45 in 64ths.
-        mean_magnitude = np.floor((magnitude + self.PRIOR_WEIGHT * 45) / (known + self.PRIOR_WEIGHT))
+        known = len(seen.places)
+        mean_magnitude = np.floor((seen.trim(magnitude) + self.PRIOR_WEIGHT * 45) / (known + self.PRIOR_WEIGHT))
         in_steps = np.floor(mean_magnitude * float(INVERSE_STEP_FIXED[step_index]) / (1 << 6))
         scale = np.searchsorted(self._thresholds, in_steps, side="right") + LOWEST_SCALE
-        return np.zeros(scale.shape, np.int64), scale.astype(np.int64)
-
-
-def _known_positions(phase: int) -> npt.NDArray[np.bool_]:
-    """(5, 5) mask of the window positions whose phase precedes this one."""
-    row, column = PHASES[phase]
-    known = np.zeros((5, 5), bool)
-    for earlier_row, earlier_column in PHASES[:phase]:
-        for y in range(5):
-            for x in range(5):
-                known[y, x] |= (row + y - earlier_row) % 2 == 0 and (column + x - earlier_column) % 2 == 0
-    return known
+        return np.zeros(scale.shape, np.int32), scale.astype(np.int32)
 
 
 def _spread_threshold(scale_index: int) -> int:
@@ -130,7 +117,7 @@ class PassWeights:
     """One pass of the context network, integers: see docs/FORMAT.md for the fixed point of each."""
 
     window: Exact
-    """(side * side * known channels, hidden), 1024ths; channels vary fastest, unlike in the file"""
+    """(inputs, hidden), 1024ths: for each place of the window the channels known there, in the order of ``Seen.places``"""
     window_bias: Exact
     """(hidden,), 65536ths"""
     window_step: Exact
@@ -145,11 +132,15 @@ class PassWeights:
     """(2 * group,), 2**18ths"""
 
     @classmethod
-    def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]], known: int) -> PassWeights:
-        """The tensors of docs/FORMAT.md, where a channel's window is together; windows are read with a position's channels together."""
+    def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]], group_sizes: tuple[int, ...], index: int) -> PassWeights:
+        """The tensors of docs/FORMAT.md for pass ``index``, without the rows whose input is 0 because nothing is known yet."""
+        group, phase = divmod(index, len(PHASES))
+        earlier, known = sum(group_sizes[:group]), sum(group_sizes[: group + 1])
         weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-        rows, hidden = weights["window"].shape
-        weights["window"] = weights["window"].reshape(known, -1, hidden).swapaxes(0, 1).reshape(rows, hidden)
+        window = weights["window"]
+        by_place = window.reshape(known, -1, window.shape[1]).swapaxes(0, 1)
+        places = known_in_window(math.isqrt(len(by_place)), phase)
+        weights["window"] = np.concatenate([rows[: known if own else earlier] for rows, (*_, own) in zip(by_place, places, strict=True)])
         return cls(**weights)
 
 
@@ -174,10 +165,10 @@ class ContextPredictor:
         passes = [PassWeights(*(tensor.astype(np.float32) for tensor in astuple(item))) for item in self._passes]
         return ContextPredictor(self.group_sizes, self.windows, passes, self.counts, np.float32)
 
-    def predict(self, windows: Exact, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
+    def predict(self, seen: Seen, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         weights = self._passes[group * len(PHASES) + phase]
         above = float(step_index - UNIT_STEP_INDEX)
-        total = windows.reshape(len(windows), -1) @ weights.window
+        total = seen.trim(_product(seen, weights.window))
         hidden = _rectify(total, weights.window_bias + above * weights.window_step, LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS)
         hidden = _rectify(hidden @ weights.middle, weights.middle_bias, WEIGHT_BITS)
         out = hidden @ weights.out
@@ -197,8 +188,21 @@ class ContextPredictor:
         np.floor(scale, out=scale)
         scale -= float(np.floor((step_index - UNIT_STEP_INDEX) * SCALES_PER_OCTAVE / STEPS_PER_OCTAVE + 0.5))
         np.clip(scale, LOWEST_SCALE, WIDEST_SCALE, out=scale)
-        integers = out.astype(np.int64)
+        integers = out.astype(np.int32)
         return integers[:, :size], integers[:, size:]
+
+
+def _product(seen: Seen, window: Exact) -> Exact:
+    """(n', hidden): all known neighbours of each position times the weights of their place."""
+    if seen.earlier <= NARROW and seen.places:
+        return np.concatenate(seen.places, axis=1) @ window
+    total, part = np.zeros((2, seen.size, window.shape[1]), window.dtype)
+    start = 0
+    for place in seen.places:
+        end = start + place.shape[1]
+        total += np.matmul(place, window[start:end], out=part)
+        start = end
+    return total
 
 
 def _rectify(total: Exact, bias: Exact, shift: int) -> Exact:

@@ -17,13 +17,12 @@ from service.codec.container import VERSION
 from service.codec.context import (
     LARGEST_HIDDEN,
     LARGEST_LATENT,
-    PHASES,
-    WINDOWS,
     ContextPredictor,
     LaplacePredictor,
     PassWeights,
     Predictor,
 )
+from service.codec.lattice import PHASES, WINDOWS
 from service.codec.steps import STEP_COUNT
 from service.codec.tables import ALPHABET, OFFSETS, SCALE_COUNT, TOTAL, laplace_counts
 from service.errors import BadModel
@@ -78,7 +77,7 @@ def context_predictor(tensors: dict[str, npt.NDArray[np.generic]], channels: int
             index = group * len(PHASES) + phase
             parts = {name: tensors[f"{index}.{name}"] for name in PASS_TENSORS}
             _check_pass(index, parts, known * side**2, group_sizes[group])
-            passes.append(PassWeights.from_file(parts, known))
+            passes.append(PassWeights.from_file(parts, group_sizes, index))
     return ContextPredictor(group_sizes, tuple(windows), passes, counts.astype(np.int32))
 
 

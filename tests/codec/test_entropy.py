@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.codec.context import PHASES, ContextPredictor, LaplacePredictor, PassWeights, Predictor
+from service.codec.context import ContextPredictor, LaplacePredictor, PassWeights, Predictor
 from service.codec.entropy import EntropyCoder
+from service.codec.lattice import PHASES
 from service.codec.steps import LARGEST_SYMBOL, Symbols, quantise
 from service.codec.tables import laplace_counts, logistic_counts
 from service.errors import CorruptBlob
@@ -19,13 +20,14 @@ def random_context(windows: tuple[int, ...] = (5, 5)) -> ContextPredictor:
     passes = []
     for group, size in enumerate(group_sizes):
         known = sum(group_sizes[: group + 1])
-        for _ in PHASES:
+        for phase in range(len(PHASES)):
             inputs = known * windows[group] ** 2
             shapes = {
                 "window": (inputs, hidden), "window_bias": (hidden,), "window_step": (hidden,), "middle": (hidden, hidden),
                 "middle_bias": (hidden,), "out": (hidden, 2 * size), "out_bias": (2 * size,),
             }  # fmt: skip
-            passes.append(PassWeights.from_file({name: rng.integers(-900, 900, shape) for name, shape in shapes.items()}, known))
+            tensors = {name: rng.integers(-900, 900, shape) for name, shape in shapes.items()}
+            passes.append(PassWeights.from_file(tensors, group_sizes, group * len(PHASES) + phase))
     return ContextPredictor(group_sizes, windows, passes, logistic_counts())
 
 
