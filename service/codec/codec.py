@@ -87,6 +87,7 @@ class Codec:
         self.code_identity = profile.code_identity
         self.model_identity = manifest.model_identity
         self.entropy = EntropyCoder(profile.predictor)
+        self._entropy_of = {1: EntropyCoder(profile.predictor, short_tables=False), container.VERSION: self.entropy}
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture: its size in latent positions, rounded up."""
@@ -144,7 +145,8 @@ class Codec:
     def decode_symbols(self, blob: Blob) -> Symbols:
         """Blob to the integers that were coded, (C, h, w): exactly the same on every machine."""
         self.check(blob)
-        return self.entropy.decode(blob.sections[container.LATENT], self.latent_shape(blob.width, blob.height), blob.step_index)
+        coder, shape = self._entropy_of[blob.version], self.latent_shape(blob.width, blob.height)
+        return coder.decode(blob.sections[container.LATENT], shape, blob.step_index)
 
     def check(self, blob: Blob) -> None:
         """Raise unless this codec can read the blob."""

@@ -16,7 +16,8 @@ from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
-VERSION: Final = 1
+VERSION: Final = 2
+"""written; those before it are read"""
 LARGEST_SIDE: Final = 65535
 
 LATENT: Final = 0
@@ -50,12 +51,13 @@ class Blob:
     sections: dict[int, bytes] = field(repr=False)
     """LATENT always, ALPHA when the picture is not opaque"""
     tiling: Tiling | None = None
+    version: int = VERSION
 
 
 def write(blob: Blob) -> bytes:
     """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture."""
     out = bytearray(MAGIC)
-    out.append(VERSION)
+    out.append(blob.version)
     out += blob.code_identity + blob.model_identity
     out += _varint(blob.width) + _varint(blob.height)
     out += bytes([blob.method, FLAG_TILED if blob.tiling else 0, blob.step_index])
@@ -84,8 +86,9 @@ def parse(content: bytes, max_pixels: int) -> Blob:
         raise NotABlob("this is not an .sdc file: it does not begin with 'SDC'")
     if len(content) < 5:
         raise CorruptBlob("the file ends inside its header")
-    if content[3] != VERSION:
-        raise UnknownVersion(f"this file has format version {content[3]}; this release reads version {VERSION}: upgrade sdc")
+    version = content[3]
+    if not 1 <= version <= VERSION:
+        raise UnknownVersion(f"this file has format version {version}; this release reads versions 1 to {VERSION}: upgrade sdc")
     body, checksum = content[:-4], content[-4:]
     if zlib.crc32(body).to_bytes(4, "little") != checksum:
         raise CorruptBlob("the checksum does not match: the file is damaged or incomplete")
@@ -109,7 +112,7 @@ def parse(content: bytes, max_pixels: int) -> Blob:
     sections = {kind: reader.take(length) for kind, length in kinds}
     if reader.left or LATENT not in sections:
         raise CorruptBlob("the sections do not fill the file")
-    return Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling)
+    return Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, version)
 
 
 def _read_tiling(reader: _Reader) -> Tiling:

@@ -15,7 +15,21 @@ import numpy.typing as npt
 from service.codec.context import Integers, Predictor, visible
 from service.codec.lattice import PHASES, Lattice
 from service.codec.steps import LARGEST_SYMBOL, Symbols
-from service.codec.tables import ALPHABET, ESCAPE, HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, REACH, SCALES_PER_OCTAVE, TOTAL
+from service.codec.tables import (
+    ALPHABET,
+    ESCAPE,
+    HIGHEST_SCALE,
+    LOWEST_SCALE,
+    OFFSETS,
+    REACH,
+    SCALE_COUNT,
+    SCALES_PER_OCTAVE,
+    SHORT_REACH,
+    SHORT_TABLES,
+    TOTAL,
+    Counts,
+    short_counts,
+)
 from service.errors import CorruptBlob
 
 ESCAPE_RANGE = 1 << 20
@@ -57,7 +71,7 @@ class Chunk:
         return high, distance - (high << self.low_bits)
 
     def letters(self, symbols: Symbols) -> Integers:
-        """The alphabet's letter for each symbol, (n, group)."""
+        """The letter of a whole table for each symbol, (n, group)."""
         high, _ = self.split(self.take(symbols))
         return np.where(np.abs(high) <= REACH, high + REACH, ESCAPE)
 
@@ -65,15 +79,45 @@ class Chunk:
         return (high << self.low_bits) + low + self.centre
 
 
+class _Tables:
+    """Some of a profile's tables, one after another, all of the same alphabet.
+
+    Args:
+        counts: (.., letters): those tables and perhaps others after them.
+        reach: letters stand for -reach..reach, the last for all beyond.
+        which: numbers of the tables.
+    """
+
+    def __init__(self, counts: Counts, reach: int, which: range) -> None:
+        self.first, self.reach, self.escape = which.start, reach, 2 * reach + 1
+        self._which = which
+        self.probabilities = counts.reshape(-1, self.escape + 1)[which.start : which.stop] / float(TOTAL)
+
+    def meet(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """(n, group): which symbols are coded with one of these."""
+        return (chunk.table >= self._which.start) & (chunk.table < self._which.stop)
+
+    @property
+    def cost(self) -> npt.NDArray[np.float64]:
+        """(tables, ALPHABET): bits of each letter of a whole table."""
+        bits = -np.log2(self.probabilities)
+        cost = np.repeat(bits[:, self.escape :] + np.log2(ESCAPE_RANGE), ALPHABET, axis=1)
+        cost[:, REACH - self.reach : REACH + self.reach + 1] = bits[:, : self.escape]
+        return cost
+
+
 class EntropyCoder:
     """Lossless coding of symbols (C, h, w) under one predictor."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, *, short_tables: bool = True) -> None:
+        """``short_tables``: whether small spreads have them, as since version 2 of the format."""
         self._predictor = predictor
         self._rough = predictor.rough()
-        flat = predictor.counts.reshape(-1, ALPHABET)
-        self._probabilities = flat / float(TOTAL)
-        self._cost = -np.log2(self._probabilities)
+        self._tables = [
+            _Tables(short_counts(predictor.counts), SHORT_REACH, range(SHORT_TABLES if short_tables else 0)),
+            _Tables(predictor.counts, REACH, range(SHORT_TABLES if short_tables else 0, SCALE_COUNT * OFFSETS)),
+        ]
+        self._cost = np.concatenate([tables.cost for tables in self._tables])
         self.least_bits = float(self._cost.min())
         """no symbol costs less: a payload shorter than this times the symbols is refused unread"""
 
@@ -83,15 +127,22 @@ class EntropyCoder:
         last = _channels_last(symbols)
         for chunk in self._chunks(last, step_index):
             high, low = chunk.split(chunk.take(last))
-            inside = np.abs(high) <= REACH
-            letters = np.where(inside, high + REACH, ESCAPE)
-            encoder.encode(_flat(letters), _CATEGORICAL, self._probabilities[chunk.table.ravel()])
-            if not inside.all():
-                escaped = _flat(high[~inside] + ESCAPE_RANGE // 2)
-                encoder.encode(escaped, _UNIFORM, np.full(len(escaped), ESCAPE_RANGE, np.int32))
+            escaped = np.zeros(high.shape, bool)
+            for tables in self._tables:
+                here = tables.meet(chunk)
+                if not here.any():
+                    continue
+                letters = high[here] + np.int32(tables.reach)
+                beyond = (letters < 0) | (letters >= tables.escape)
+                if beyond.any():
+                    letters[beyond] = tables.escape
+                    escaped[here] = beyond
+                encoder.encode(letters, _CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.first, axis=0))
+            if escaped.any():
+                encoder.encode(high[escaped] + np.int32(ESCAPE_RANGE // 2), _UNIFORM, np.full(int(escaped.sum()), ESCAPE_RANGE, np.int32))
             wide = chunk.low_bits > 0
             if wide.any():
-                encoder.encode(_flat(low[wide]), _UNIFORM, _flat(1 << chunk.low_bits[wide]))
+                encoder.encode(low[wide], _UNIFORM, np.int32(1) << chunk.low_bits[wide])
         words: npt.NDArray[np.uint32] = encoder.get_compressed()
         return words.astype("<u4").tobytes().rstrip(b"\0")
 
@@ -104,16 +155,22 @@ class EntropyCoder:
         symbols: Symbols = np.zeros((*shape[1:], shape[0]), np.int32)
         try:
             for chunk in self._chunks(symbols, step_index):
-                letters = decoder.decode(_CATEGORICAL, self._probabilities[chunk.table.ravel()])
-                high = letters.reshape(chunk.table.shape) - np.int32(REACH)
-                escaped = high > REACH
+                high = np.empty(chunk.table.shape, np.int32)
+                escaped = np.zeros(high.shape, bool)
+                for tables in self._tables:
+                    here = tables.meet(chunk)
+                    if not here.any():
+                        continue
+                    letters = decoder.decode(_CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.first, axis=0))
+                    high[here] = letters - np.int32(tables.reach)
+                    escaped[here] = letters == tables.escape
                 if escaped.any():
                     high[escaped] = decoder.decode(_UNIFORM, np.full(int(escaped.sum()), ESCAPE_RANGE, np.int32))
                     high[escaped] -= ESCAPE_RANGE // 2
                 low = np.zeros_like(high)
                 wide = chunk.low_bits > 0
                 if wide.any():
-                    low[wide] = decoder.decode(_UNIFORM, _flat(1 << chunk.low_bits[wide]))
+                    low[wide] = decoder.decode(_UNIFORM, np.int32(1) << chunk.low_bits[wide])
                 values = chunk.join(high, low)
                 if np.abs(values).max() > LARGEST_SYMBOL:
                     raise CorruptBlob("the payload decodes to a symbol out of range")
@@ -136,7 +193,7 @@ class EntropyCoder:
         for chunk in self._chunks(last, step_index, predictor):
             letters = chunk.letters(last)
             total += float(self._cost.take(chunk.table * ALPHABET + letters).sum())
-            total += float(chunk.low_bits.sum()) + float((letters == ESCAPE).sum()) * np.log2(ESCAPE_RANGE)
+            total += float(chunk.low_bits.sum())
         return total
 
     def letters(self, symbols: Symbols, step_index: int) -> Iterator[tuple[Integers, Integers]]:
@@ -189,7 +246,3 @@ def _chunk(where: tuple[slice, slice, slice], mean: Integers, scale: Integers) -
 def _channels_last(symbols: Symbols) -> Symbols:
     """(C, h, w) to (h, w, C): what a pass touches lies together then."""
     return np.ascontiguousarray(symbols.transpose(1, 2, 0), np.int32)
-
-
-def _flat(values: Integers) -> npt.NDArray[np.int32]:
-    return np.ascontiguousarray(values.ravel(), np.int32)

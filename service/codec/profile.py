@@ -13,7 +13,6 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from service.codec.container import VERSION
 from service.codec.context import (
     LARGEST_HIDDEN,
     LARGEST_LATENT,
@@ -41,7 +40,7 @@ class Profile:
 
 def load_profile(folder: Path, manifest: Manifest) -> Profile:
     """Load the profile that ``manifest`` names; raises BadModel."""
-    digest = hashlib.sha256(f"sdc code {VERSION} {manifest.downscale} {manifest.latent_channels}".encode())
+    digest = hashlib.sha256(f"sdc code 1 {manifest.downscale} {manifest.latent_channels}".encode())
     digest.update(np.array([manifest.latent_mean, manifest.latent_std], "<f8").tobytes())
     predictor: Predictor
     if manifest.entropy.file is None:

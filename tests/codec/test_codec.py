@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.container import Tiling
+from service.codec.entropy import EntropyCoder
+from service.codec.profile import load_profile
 from service.codec.steps import quantise
 from service.errors import BadBlob, BadModel, CorruptBlob, SizeUnreachable, TooManyPixels, WrongModel
 from service.manifest import read_manifest
@@ -35,6 +37,18 @@ def test_a_blob_comes_back(codec: Codec) -> None:
     again = container.parse(container.write(blob), 1 << 20)
     assert again == blob
     assert (codec.decode_symbols(again) == quantise(latent, 130)).all()
+
+
+def test_a_file_of_version_1_is_read() -> None:
+    """Before there were short tables: the same integers in other bytes."""
+    codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
+    latent = latent_for(codec, 203, 117)
+    blob = codec.encode(latent, Frame(203, 117), 150)
+    coder = EntropyCoder(load_profile(BUNDLED_MODEL, codec.manifest).predictor, short_tables=False)
+    payload = coder.encode(quantise(latent, 150), 150)
+    assert payload != blob.sections[container.LATENT]
+    earlier = container.parse(container.write(replace(blob, version=1, sections={container.LATENT: payload})), 1 << 20)
+    assert (codec.decode_symbols(earlier) == quantise(latent, 150)).all()
 
 
 @pytest.mark.parametrize("max_bytes", [300, 1000, 2000, 20_000])

@@ -1,5 +1,6 @@
 import random
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,9 +19,12 @@ def resign(body: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def test_golden_bytes() -> None:
-    """The layout of docs/FORMAT.md, to the byte."""
-    assert write(OPAQUE).hex() == "53444301" + "636f6465" + "6d6f646c" + "8004" + "8003" + "000080" + "01" + "0003" + "010203" + "940f9ea2"
+@pytest.mark.parametrize(("version", "checksum"), [(1, "940f9ea2"), (2, "d4a2e69b")])
+def test_golden_bytes(version: int, checksum: str) -> None:
+    """The layout of docs/FORMAT.md, to the byte; what was read is written as it was."""
+    golden = f"5344430{version}" + "636f6465" + "6d6f646c" + "8004" + "8003" + "000080" + "01" + "0003" + "010203" + checksum
+    assert write(replace(OPAQUE, version=version)).hex() == golden
+    assert parse(bytes.fromhex(golden), LIMIT) == replace(OPAQUE, version=version)
 
 
 def test_opaque_overhead_is_at_most_32_bytes() -> None:
@@ -56,7 +60,8 @@ def test_what_is_written_is_read(blob: Blob) -> None:
         (b"", NotABlob),
         (b"GIF89a", NotABlob),
         (b"SDC", CorruptBlob),
-        (b"SDC\x02" + bytes(40), UnknownVersion),
+        (b"SDC\x03" + bytes(40), UnknownVersion),
+        (b"SDC\x00" + bytes(40), UnknownVersion),
         (write(OPAQUE)[:-1], CorruptBlob),
         (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
         (resign(write(OPAQUE)[:-4] + b"more"), CorruptBlob),
@@ -116,4 +121,4 @@ def test_a_million_damaged_blobs() -> None:
             assert blob.width * blob.height <= LIMIT
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
-    assert container.VERSION == 1
+    assert container.VERSION == 2

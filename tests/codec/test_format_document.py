@@ -25,7 +25,7 @@ Predict = Callable[[int, int, list[list[list[int]]]], Prediction]
 
 def header(content: bytes) -> tuple[int, int, int, bytes]:
     """Width, height, step index and latent section of an untiled file."""
-    assert content[:4] == b"SDC\x01"
+    assert content[:4] == b"SDC\x02"
     assert zlib.crc32(content[:-4]) == struct.unpack("<I", content[-4:])[0]
     at = 12
 
@@ -94,9 +94,16 @@ class Reader:
                     ]
                     means, scales = predict(group, phase, window)
                     plans += [self.plan(m, s) for m, s in zip(means, scales, strict=True)]
-                rows = np.array([self.counts[row_, offset] / 65536 for _, _, row_, offset in plans])
-                high = decoder.decode(categorical, rows).astype(int) - 24
-                escaped = np.flatnonzero(high == 25)
+                high = np.zeros(len(plans), int)
+                escape = np.zeros(len(plans), bool)
+                for short in (True, False):
+                    reach = 6 if short else 24
+                    which = [index for index, plan in enumerate(plans) if (plan[2] < 24) == short]
+                    if which:
+                        tables = np.array([self.table(*plans[index][2:]) / 65536 for index in which])
+                        letters = decoder.decode(categorical, tables).astype(int)
+                        high[which], escape[which] = letters - reach, letters == 2 * reach + 1
+                escaped = np.flatnonzero(escape)
                 if len(escaped):
                     high[escaped] = decoder.decode(uniform, np.full(len(escaped), 1 << 20, np.int32)).astype(int) - (1 << 19)
                 bits = np.array([k for k, _, _, _ in plans])
@@ -112,6 +119,11 @@ class Reader:
                     known[start : start + size, y, x] = True
             start += size
         return q
+
+    def table(self, row: int, offset: int) -> np.ndarray:
+        whole = self.counts[row, offset]
+        middle = list(whole[18:31])
+        return np.array([*middle, 65536 - sum(middle)]) if row < 24 else whole
 
     @staticmethod
     def plan(m: int, s: int) -> tuple[int, int, int, int]:
