@@ -54,7 +54,7 @@ def deepen(weights: dict[str, torch.Tensor], finished: ResidualAutoencoder, vae:
 
 
 def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> int:
-    """Give ``vae`` the weights of the model in ``folder``, and ``context`` its profile if that has the same passes.
+    """Give ``vae`` the weights of the model in ``folder``, and ``context`` those passes of its profile that have the same shape.
 
     Returns how many latent channels the folder's model has not.  Raises SystemExit where its auto-encoder has other widths or
     more blocks.
@@ -71,8 +71,8 @@ def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) ->
     profile = float_context(load_file(folder / manifest.entropy.file))
     rescale(profile, 1 / manifest.latent_std[0])
     ours = context.state_dict()
-    if {name: value.shape for name, value in profile.state_dict().items()} == {name: value.shape for name, value in ours.items()}:
-        context.load_state_dict(profile.state_dict())
-    else:
-        print("the context model has other passes than the one in the folder: it starts afresh", flush=True)
+    fitting = {name: value for name, value in profile.state_dict().items() if name in ours and ours[name].shape == value.shape}
+    context.load_state_dict(ours | fitting)
+    if len(fitting) < len(ours):
+        print(f"{len(fitting)} of the {len(ours)} tensors of the context model are in the folder: the others start afresh", flush=True)
     return missing

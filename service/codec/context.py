@@ -4,9 +4,9 @@ Latent channels are coded in groups; within a group the four phases of a 2x2 lat
 is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5 or 3x3 (see
 ``service.codec.lattice``).
 
-The arithmetic is on integers held in float64: every product and every partial sum stays under 2**53, so each is exact and the order
-of summation, which differs between BLAS libraries and processors, cannot change a bit.  `training/context.py` is the float twin that
-is trained; the layout of the fixed point is described in docs/FORMAT.md.
+The arithmetic is on integers, times a power of two, held in float64: every product and every partial sum stays under 2**53 of its unit,
+so each is exact and the order of summation, which differs between BLAS libraries and processors, cannot change a bit.
+`training/context.py` is the float twin that is trained; the layout of the fixed point is described in docs/FORMAT.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.codec.lattice import PHASES, Exact, Seen, known_in_window
-from service.codec.steps import INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
+from service.codec.steps import FIXED_BITS, INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
 from service.codec.tables import HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, SCALES_PER_OCTAVE, Counts
 
 LATENT_BITS = 6
@@ -114,22 +114,25 @@ def _spread_threshold(scale_index: int) -> int:
 
 @dataclass(frozen=True)
 class PassWeights:
-    """One pass of the context network, integers: see docs/FORMAT.md for the fixed point of each."""
+    """One pass of the context network: the integers of docs/FORMAT.md, each layer divided by the power of two that its sum is shifted by.
+
+    That is exact, and spares a multiplication of every sum.
+    """
 
     window: Exact
-    """(inputs, hidden), 1024ths: for each place of the window the channels known there, in the order of ``Seen.places``"""
+    """(inputs, hidden): for each place of the window the channels known there, in the order of ``Seen.places``"""
     window_bias: Exact
-    """(hidden,), 65536ths"""
+    """(hidden,)"""
     window_step: Exact
-    """(hidden,), 65536ths for each step index above 128"""
+    """(hidden,): for each step index above 128"""
     middle: Exact
-    """(hidden, hidden), 1024ths"""
+    """(hidden, hidden)"""
     middle_bias: Exact
-    """(hidden,), 2**18ths"""
+    """(hidden,)"""
     out: Exact
-    """(hidden, 2 * group), 1024ths; means first (units of the latent), then scales (log2, in eighths)"""
+    """(hidden, 2 * group): means first (256ths of a unit of the latent), then scales (log2, in eighths)"""
     out_bias: Exact
-    """(2 * group,), 2**18ths"""
+    """(2 * group,)"""
 
     @classmethod
     def from_file(cls, tensors: dict[str, npt.NDArray[np.generic]], group_sizes: tuple[int, ...], index: int) -> PassWeights:
@@ -141,6 +144,10 @@ class PassWeights:
         by_place = window.reshape(known, -1, window.shape[1]).swapaxes(0, 1)
         places = known_in_window(math.isqrt(len(by_place)), phase)
         weights["window"] = np.concatenate([rows[: known if own else earlier] for rows, (*_, own) in zip(by_place, places, strict=True)])
+        for name, weight in weights.items():
+            weight *= 2.0 ** -(LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS if name.startswith("window") else WEIGHT_BITS)
+        for name in ("out", "out_bias"):
+            weights[name][..., group_sizes[group] :] *= 2.0**-HIDDEN_BITS
         return cls(**weights)
 
 
@@ -169,24 +176,19 @@ class ContextPredictor:
         weights = self._passes[group * len(PHASES) + phase]
         above = float(step_index - UNIT_STEP_INDEX)
         total = seen.trim(_product(seen, weights.window))
-        hidden = _rectify(total, weights.window_bias + above * weights.window_step, LATENT_BITS + WEIGHT_BITS - HIDDEN_BITS)
-        hidden = _rectify(hidden @ weights.middle, weights.middle_bias, WEIGHT_BITS)
+        hidden = _rectify(total, weights.window_bias + above * weights.window_step)
+        hidden = _rectify(hidden @ weights.middle, weights.middle_bias)
         out = hidden @ weights.out
-        out += weights.out_bias
-        out *= 2.0**-WEIGHT_BITS
-        np.floor(out, out=out)  # 256ths
-        size = self.group_sizes[group]
+        bias, size = weights.out_bias.copy(), self.group_sizes[group]
+        bias[size:] += 0.5 - float(np.floor(above * SCALES_PER_OCTAVE / STEPS_PER_OCTAVE + 0.5))
+        out += bias
+        np.floor(out, out=out)
         mean, scale = out[:, :size], out[:, size:]
         np.clip(mean, -LARGEST_MEAN, LARGEST_MEAN, out=mean)
         # eighths of a symbol: mean / 256 / step * 8, rounded
-        mean *= float(INVERSE_STEP_FIXED[step_index]) * OFFSETS / (1 << HIDDEN_BITS)
-        mean += 1 << 11
-        mean *= 2.0**-12
+        mean *= float(INVERSE_STEP_FIXED[step_index]) * OFFSETS / (1 << HIDDEN_BITS + FIXED_BITS)
+        mean += 0.5
         np.floor(mean, out=mean)
-        scale *= 2.0**-HIDDEN_BITS
-        scale += 0.5
-        np.floor(scale, out=scale)
-        scale -= float(np.floor((step_index - UNIT_STEP_INDEX) * SCALES_PER_OCTAVE / STEPS_PER_OCTAVE + 0.5))
         np.clip(scale, LOWEST_SCALE, WIDEST_SCALE, out=scale)
         integers = out.astype(np.int32)
         return integers[:, :size], integers[:, size:]
@@ -205,9 +207,8 @@ def _product(seen: Seen, window: Exact) -> Exact:
     return total
 
 
-def _rectify(total: Exact, bias: Exact, shift: int) -> Exact:
-    """(total + bias) >> shift, no less than 0; in place."""
+def _rectify(total: Exact, bias: Exact) -> Exact:
+    """floor(total + bias), no less than 0; in place."""
     total += bias
-    total *= 2.0**-shift
     np.floor(total, out=total)
     return np.clip(total, 0, LARGEST_HIDDEN, out=total)
