@@ -36,8 +36,8 @@ class Context:
     """latent channels are coded in these groups, in order"""
     windows: list[int]
     """side of each group's window, 5 or 3"""
-    hidden: int
-    """width of the two hidden layers of each pass"""
+    hidden: list[int]
+    """width of the two hidden layers of each group's passes"""
     crops: int
     """crops whose latents stage 2 trains on"""
     table_crops: int

@@ -52,11 +52,11 @@ class ContextPass(nn.Module):
 class ContextModel(nn.Module):
     """Rate of a latent (N, C, h, w), h and w even, quantised with one step per item."""
 
-    def __init__(self, group_sizes: list[int], hidden: int, windows: list[int]) -> None:
+    def __init__(self, group_sizes: list[int], hidden: list[int], windows: list[int]) -> None:
         super().__init__()
         self.group_sizes = group_sizes
-        shapes = zip(itertools.accumulate(group_sizes), group_sizes, windows, strict=True)
-        self.passes = nn.ModuleList(ContextPass(known, size, hidden, window) for known, size, window in shapes for _ in PHASES)
+        shapes = zip(itertools.accumulate(group_sizes), group_sizes, hidden, windows, strict=True)
+        self.passes = nn.ModuleList(ContextPass(*shape) for shape in shapes for _ in PHASES)
 
     def predictions(self, known: torch.Tensor, log_step: torch.Tensor) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
         """For each pass: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""

@@ -57,11 +57,12 @@ def integer_passes(context: ContextModel) -> Tensors:
 def float_context(tensors: Tensors) -> ContextModel:
     """The float model, of normalised latents, whose rounding ``tensors`` are."""
     sizes = [int(size) for size in tensors["group_sizes"].tolist()]
-    windows = []
+    windows, hidden = [], []
     for group, known in enumerate(itertools.accumulate(sizes)):
-        rows = tensors[f"{group * len(PHASES)}.window"].shape[0]
+        rows, width = tensors[f"{group * len(PHASES)}.window"].shape
         windows.append(math.isqrt(rows // known))
-    context = ContextModel(sizes, tensors["0.window_bias"].size, windows)
+        hidden.append(width)
+    context = ContextModel(sizes, hidden, windows)
 
     def real(name: str, scale: float) -> torch.Tensor:
         return torch.from_numpy(tensors[name].astype(np.float32) / scale)

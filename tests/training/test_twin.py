@@ -23,7 +23,7 @@ CONFIG = Path(configuration.__file__).with_name("bundled.toml")
 
 def model(seed: int = 0) -> ContextModel:
     torch.manual_seed(seed)
-    context = ContextModel([2, 3], 16, [5, 3])
+    context = ContextModel([2, 3], [16, 12], [5, 3])
     with torch.no_grad():
         for item in context.passes:
             item.out.weight.mul_(4)
