@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import blobs, health, pictures, problems
-from service.api.door import Door, Presence
+from service.api.door import Door, EarlyReply, Presence
 from service.api.middleware import BodyLimit, Telling
 from service.api.services import Services
 from service.batching.batcher import whole_seconds
@@ -86,5 +86,6 @@ def create_app(settings: Settings) -> FastAPI:
         largest_body=settings.max_body_bytes,
         retry_after_s=retry_after_s,
     )
+    app.add_middleware(EarlyReply)
     app.add_middleware(Telling)
     return app

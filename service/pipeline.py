@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -150,6 +150,12 @@ class Pipeline:
 
     def steps_of(self, options: RenderOptions) -> int:
         return self.engine.manifest.default_steps if options.steps is None else options.steps
+
+    # -- admission
+
+    def refuse_hopeless(self, journey: Literal["compress", "render"], deadline: float, lane: Lane | None = None) -> None:
+        """Raise Overloaded where it is plain that the journey of a usual picture would not end before the deadline."""
+        self.batcher.refuse_hopeless("encode" if journey == "compress" else journey, deadline, lane or "interactive")
 
     # -- photo to blob
 

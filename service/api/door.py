@@ -1,7 +1,7 @@
 """Who may come in, and who has left: pure ASGI, in front of everything that works.
 
-``Door`` bounds the requests and the bytes of bodies inside, and refuses the next one without waiting for its body.  ``Presence`` cancels a
-request whose client hung up.  Neither looks at what a request means.
+``Door`` bounds the requests and the bytes of bodies inside, and refuses the next one without waiting for its body.  ``EarlyReply`` sees
+to it that a reply to a body nobody read arrives.  ``Presence`` cancels a request whose client hung up.  None looks at what a request means.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,8 +20,8 @@ from service.errors import Overloaded
 from service.telemetry import metrics
 
 LINGER_BYTES, LINGER_S = 1 << 20, 1.0
-"""of a refused body this much is read and forgotten, for so long: a connection that is closed on a client in the middle of its sentence
-is reset, and the refusal lost"""
+"""of a body that nobody wants this much is read and forgotten, for so long: a connection that is closed on a client in the middle of its
+sentence is reset, and the reply lost"""
 
 
 class Door(HttpMiddleware):
@@ -74,32 +74,41 @@ class Door(HttpMiddleware):
 
     async def _refuse(self, reason: str, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
         metrics.REJECTED.labels(reason=reason).inc()
-        reply = reply_to(Overloaded(detail, self.retry_after_s()))
-        if not self._claimed(scope):
-            await reply(scope, receive, send)
-            return
-        reply.headers["Connection"] = "close"
+        await reply_to(Overloaded(detail, self.retry_after_s()))(scope, receive, send)
+
+
+class EarlyReply(HttpMiddleware):
+    """Closes the connection after a reply that came before the whole body was read, and first lets the client finish its sentence."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+
+        async def receive_noticing() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = complete or message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def forget_body() -> None:
+            left = LINGER_BYTES
+            while left > 0 and not complete:
+                left -= len((await receive_noticing()).get("body", b""))
 
         async def send_and_linger(message: Message) -> None:
-            if message["type"] != "http.response.body":
+            if complete or (message["type"] == "http.response.body" and message.get("more_body", False)):
                 await send(message)
-                return
-            await send({**message, "more_body": True})  # the client has it all: its length was told
-            if "expect" not in Headers(scope=scope):  # whoever asked first will not send it
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(_forget_body(receive), LINGER_S)
-            await send({"type": "http.response.body", "body": b""})
+            elif message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+                await send(message)
+            else:
+                await send({**message, "more_body": True})  # the client has it all: its length was told
+                if "expect" not in headers:  # whoever asked first will not send it
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(forget_body(), LINGER_S)
+                await send({"type": "http.response.body", "body": b""})
 
-        await reply(scope, receive, send_and_linger)
-
-
-async def _forget_body(receive: Receive) -> None:
-    left = LINGER_BYTES
-    while left > 0:
-        message = await receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
-        left -= len(message.get("body", b""))
+        await self.app(scope, receive_noticing, send_and_linger)
 
 
 class Presence(HttpMiddleware):

@@ -96,9 +96,7 @@ class BodyLimit(HttpMiddleware):
         error = TooManyBytes(f"the body is larger than {self.max_bytes:,} bytes")
         claimed = Headers(scope=scope).get("content-length", "")
         if claimed.isdecimal() and int(claimed) > self.max_bytes:
-            reply = reply_to(error)
-            reply.headers["Connection"] = "close"
-            await reply(scope, receive, send)
+            await reply_to(error)(scope, receive, send)
             return
         received = 0
 

@@ -50,6 +50,7 @@ BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
 async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices, deadline: Deadline) -> Response:
     """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
     options = CompressOptions(query.method, query.max_bytes, query.quality)
+    services.pipeline.refuse_hopeless("compress", deadline, query.lane)
     source = await read_body(request)
     blob_id = await off_loop_if_large(source, lambda: services.pipeline.id_of(source, options))
     content = await services.blobs.read(blob_id)
@@ -75,6 +76,7 @@ async def decompress(
 ) -> Response:
     """An ``.sdc`` body back to a picture; nothing is stored."""
     extension = query.format or pick_extension(request.headers.get("accept"))
+    services.pipeline.refuse_hopeless("render", deadline)
     rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q), deadline)
     require_in_time(deadline)
     headers = {
@@ -118,11 +120,13 @@ async def _render(
     request: Request, services: Services, blob_id: str, options: RenderOptions, negotiated: dict[str, str], deadline: float
 ) -> Response:
     """Existence, then validators, then work: a deleted id is 410 and never 304, and neither 304 nor HEAD touches the device."""
-    await services.require(blob_id)
     variant = services.pipeline.variant(blob_id, options)
     entity_tag = f'W/"{variant}"'
     headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **negotiated}
-    if matches(request.headers.get("if-none-match"), entity_tag):
+    unchanged = matches(request.headers.get("if-none-match"), entity_tag)
+    if unchanged or request.method == "HEAD":
+        await services.require(blob_id)
+    if unchanged:
         return Response(None, 304, headers)
     headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{options.extension}")}
     content_type = FORMATS[options.extension].content_type
@@ -130,6 +134,8 @@ async def _render(
         reply = Response(None, 200, headers, content_type)
         del reply.headers["Content-Length"]  # unknown without rendering
         return reply
+    if variant not in services.renders:
+        services.pipeline.refuse_hopeless("render", deadline)
     content = await services.read(blob_id)
     rendered = await services.renders.run(variant, lambda: services.pipeline.render(content, options, deadline))
     require_in_time(deadline)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from service.batching.cpu import CpuPool, stopping
 from service.batching.device import DeviceThread, Operation, Outcome
-from service.batching.durations import Durations
+from service.batching.durations import FRESHNESS, Durations
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
 from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
 from service.telemetry import metrics
@@ -130,6 +130,8 @@ class Batcher:
         self.durations = Durations()
         self._waiting = Waiting(max_batch, self.durations)
         self._admitted_pixels = 0
+        self._usual_s: dict[str, float] = {}
+        """by operation: what a picture that asked to be let in needed, lately and in the mean"""
         self._for_device, self._for_processor = _Expected(), _Expected()
         self._wake = asyncio.Event()
         self._closing = False
@@ -180,11 +182,24 @@ class Batcher:
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
         device_s = self.durations.predict(operation, None, 1, pixels)
         processor_s = self.durations.predict(_processor(operation), None, 1, pixels)
-        if self._clock() + wait + device_s + processor_s > deadline:
-            metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            needed = f"about {1000 * wait:.0f} ms of other work are ahead and this needs {1000 * (device_s + processor_s):.0f} ms"
-            raise Overloaded(f"the deadline cannot be met: {needed}", retry_after_s=whole_seconds(wait))
+        needed = device_s + processor_s
+        self._usual_s[operation] = usual = self._usual_s.get(operation, needed)
+        self._usual_s[operation] += FRESHNESS * (needed - usual)
+        self._refuse_late(wait, needed, deadline)
         return Ticket(self, operation, pixels, lane, deadline, device_s, processor_s)
+
+    def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
+        """Raise Overloaded where a picture of the usual size, coming now, could not be done in time: before anything of it is read.
+
+        Under overload most are refused, and what a refusal costs is taken from the others.
+        """
+        self._refuse_late(self.predicted_wait_s(lane), self._usual_s.get(operation, 0.0), deadline)
+
+    def _refuse_late(self, wait: float, needed: float, deadline: float) -> None:
+        if self._clock() + wait + needed > deadline:
+            metrics.REJECTED.labels(reason="deadline-unreachable").inc()
+            why = f"about {1000 * wait:.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
+            raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
 
     async def submit(
         self, operation: str, shape: Hashable, payload: Any, pixels: int, lane: Lane = "interactive", deadline: float = math.inf

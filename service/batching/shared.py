@@ -25,6 +25,10 @@ class SharedRuns(Generic[Result]):
     def __init__(self) -> None:
         self._runs: dict[Hashable, _Run[Result]] = {}
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a run is under way that ``run`` would join."""
+        return key in self._runs
+
     async def run(self, key: Hashable, call: Callable[[], Awaitable[Result]]) -> Result:
         """Make the call, or wait for the one that somebody else made under this key.
 

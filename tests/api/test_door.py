@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.door import Door, Presence, working_operation
+from service.api.door import Door, EarlyReply, Presence, working_operation
 
 
 class Connection:
@@ -101,7 +101,8 @@ def test_what_needs_a_slot() -> None:
 def test_the_one_too_many_is_refused_before_its_body_is_read() -> None:
     async def scenario() -> None:
         held = Held()
-        app = door(held)
+        entrance = door(held)
+        app = EarlyReply(entrance)
         inside = [Connection() for _ in range(2)]
         tasks = [asyncio.create_task(connection.through(app)) for connection in inside]
         await until(lambda: held.working == 2)
@@ -122,7 +123,7 @@ def test_the_one_too_many_is_refused_before_its_body_is_read() -> None:
         assert health.status == 200
         await asyncio.gather(*tasks)
         assert [connection.status for connection in inside] == [200, 200]
-        assert app.inside == app.bytes_inside == inflight() == 0
+        assert entrance.inside == entrance.bytes_inside == inflight() == 0
 
     run(scenario)
 
@@ -130,7 +131,7 @@ def test_the_one_too_many_is_refused_before_its_body_is_read() -> None:
 async def refuse(connection: Connection) -> None:
     """Send a request to a door that has no slot left."""
     held = Held()
-    app = door(held, slots=1)
+    app = EarlyReply(door(held, slots=1))
     inside = asyncio.create_task(Connection().through(app))
     await until(lambda: held.working == 1)
     await connection.through(app)
@@ -164,6 +165,19 @@ def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         assert polite.read == 0
 
     monkeypatch.setattr("service.api.door.LINGER_S", 0.02)
+    run(scenario)
+
+
+def test_a_reply_to_the_whole_body_keeps_the_connection() -> None:
+    async def scenario() -> None:
+        held = Held()
+        held.gate.set()
+        for headers, body in (({"content-length": "2"}, [b"x", b"y"]), ({"transfer-encoding": "chunked"}, [b"x"]), ({}, [b""])):
+            connection = Connection(headers=headers, body=body)
+            await connection.through(EarlyReply(held))
+            assert b"connection" not in dict(connection.sent[0]["headers"])
+            assert [message["type"] for message in connection.sent] == ["http.response.start", "http.response.body"]
+
     run(scenario)
 
 

@@ -104,6 +104,18 @@ def test_a_reply_that_comes_too_late_is_refused_and_what_was_made_is_kept(client
     assert client.get(again.json()["links"]["png"]).status_code == 200
 
 
+def test_what_cannot_be_in_time_is_refused_unread(client: TestClient) -> None:
+    links = client.post("/compress?quality=35", content=PHOTO).json()["links"]
+    for reply in (
+        client.post("/compress?quality=35", content=b"no picture at all", headers={"SDC-Deadline-Ms": "1"}),
+        client.post("/decompress", content=b"no blob at all", headers={"SDC-Deadline-Ms": "1"}),
+        client.get(links["webp"], headers={"SDC-Deadline-Ms": "1"}),
+    ):
+        assert reply.status_code == 503
+        assert "the deadline cannot be met" in reply.json()["detail"]
+        assert reply.headers["retry-after"].isdecimal()
+
+
 def test_a_form_and_a_raw_body_are_the_same(client: TestClient) -> None:
     raw = client.post("/compress?quality=33", content=PHOTO, headers={"content-type": "application/x-www-form-urlencoded"})
     form = client.post("/compress?quality=33", files={"file": ("x.jpg", PHOTO, "text/plain")})

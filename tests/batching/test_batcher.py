@@ -422,6 +422,28 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     asyncio.run(main())
 
 
+def test_the_hopeless_are_refused_before_anything_is_read() -> None:
+    """By what a picture usually needs, and by nothing as long as none has been seen."""
+
+    async def main() -> None:
+        batcher = Batcher({"square": lambda items: items}, 1, 1000, clock=lambda: 100.0)
+        batcher.refuse_hopeless("square", 100.0)
+        batcher.durations.learn("square", None, 1, 10, 2.0)
+        with batcher.admit("square", 10):
+            with pytest.raises(Overloaded, match="about 2000 ms of other work are ahead and this needs 2000 ms") as refused:
+                batcher.refuse_hopeless("square", 103.9)
+            assert refused.value.retry_after_s == 2
+            batcher.refuse_hopeless("square", 104.1)
+        batcher.refuse_hopeless("square", 102.1)
+        for _ in range(40):
+            batcher.admit("square", 20)
+        with pytest.raises(Overloaded, match="needs 4000 ms"):
+            batcher.refuse_hopeless("square", 103.9)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
 def test_a_picture_of_many_tiles_is_admitted_once() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         batcher.durations.learn("square", "s", 1, 10, 1.0)
