@@ -14,14 +14,14 @@ from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from service.api.schemas import BlobInfo, Links
+from service.batching.refusals import missed
 from service.batching.shared import SharedRuns
 from service.codec.container import Blob
 from service.codec.methods import METHODS
-from service.errors import BadParameter, DeadlineMissed, Gone, NotFound
+from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Compressed, Pipeline, Rendered
 from service.settings import Settings
 from service.storage.blobs import BlobStore
-from service.telemetry import metrics
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
 TRAVEL_S = 0.02
@@ -115,8 +115,7 @@ Deadline = Annotated[float, Depends(_deadline)]
 def require_in_time(deadline: float) -> None:
     """Raise DeadlineMissed where the reply would come too late to be of use."""
     if time.monotonic() > deadline:
-        metrics.REJECTED.labels(reason="deadline-passed").inc()
-        raise DeadlineMissed("the deadline passed before the reply was ready", retry_after_s=1)
+        raise missed("the deadline passed before the reply was ready")
 
 
 STRICT = [Depends(_once_each)]

@@ -21,11 +21,12 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from service.batching.cpu import CpuPool, stopping
+from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
 from service.batching.durations import FRESHNESS, Durations
+from service.batching.refusals import missed, stopping
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
-from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
+from service.errors import DeviceFailed, Overloaded, SdcError
 from service.telemetry import metrics
 
 STUCK_AFTER_S = 60.0
@@ -328,8 +329,7 @@ class Batcher:
     def _expire(self) -> None:
         for item in self._waiting.expired(self._clock()):
             self._count(item, -1)
-            metrics.REJECTED.labels(reason="deadline-passed").inc()
-            _answer(item, DeadlineMissed("the deadline passed in the queue", retry_after_s=whole_seconds(self.predicted_wait_s(item.lane))))
+            _answer(item, missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(item.lane))))
 
     def _until_next_moment(self) -> float | None:
         """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""

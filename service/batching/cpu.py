@@ -16,8 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from service.errors import DeadlineMissed, Overloaded
-from service.telemetry import metrics
+from service.batching.refusals import missed, stopping
 
 Result = TypeVar("Result")
 
@@ -67,8 +66,7 @@ class CpuPool:
             raise stopping()
         if self._clock() > deadline:
             self._release()
-            metrics.REJECTED.labels(reason="deadline-passed").inc()
-            raise DeadlineMissed("the deadline passed before the picture was finished", retry_after_s=1)
+            raise missed("the deadline passed before the picture was finished")
         seconds = 0.0
 
         def timed() -> Result:
@@ -117,8 +115,3 @@ class CpuPool:
         """Finish what has begun, refuse the rest."""
         self._closed = True
         await asyncio.to_thread(self._executor.shutdown)
-
-
-def stopping() -> Overloaded:
-    """What everyone hears who comes when the service closes."""
-    return Overloaded("the service is stopping", retry_after_s=5)
