@@ -48,7 +48,8 @@ class Distortion(nn.Module):
         ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100
         with torch.autocast("cpu", torch.bfloat16):
             feature = self.features(decoded[:few], pixels[:few])
-        weight = step[:few] ** (loss.balance - loss.perceptual_exponent)
+        onset = 1 / (1 + (loss.perceptual_onset / step[:few]) ** 4)
+        weight = onset * step[:few] ** (loss.balance - loss.perceptual_exponent)
         perceptual = (weight * (loss.structure * structure + loss.ssimulacra * ssimulacra + loss.feature * feature)).mean()
         parts = {"mse": mse, "structure": structure, "ssimulacra": ssimulacra, "feature": feature}
         return squared + perceptual, {key: float(value.detach().mean()) for key, value in parts.items()}
