@@ -35,7 +35,7 @@ class Context:
     group_sizes: list[int]
     """latent channels are coded in these groups, in order"""
     windows: list[int]
-    """side of each group's window, 5 or 3"""
+    """side of each group's window: 5, 3 or 1"""
     hidden: list[int]
     """width of the two hidden layers of each group's passes"""
     crops: int

@@ -1,7 +1,8 @@
 """Predicts, for each symbol, where it will lie and how widely it is spread, from symbols already coded.  Integers only.
 
 Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  A pass (one group, one phase)
-is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5 or 3x3 (see
+is predicted at once from all earlier groups and from the earlier phases of its own group, in a window of 5x5, 3x3 or, where only
+the channels before say something, the place itself (see
 ``service.codec.lattice``).
 
 The arithmetic is on integers, times a power of two, held in float64: every product and every partial sum stays under 2**53 of its unit,

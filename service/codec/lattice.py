@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
-LARGEST_RADIUS = 2
-WINDOWS = (3, 5)
+WINDOWS = (1, 3, 5)
 """sides a window may have"""
 
 Exact = npt.NDArray[np.floating]

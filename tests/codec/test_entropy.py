@@ -35,6 +35,7 @@ PREDICTORS: dict[str, Predictor] = {
     "laplace": LaplacePredictor(5, laplace_counts()),
     "context": random_context(),
     "narrow": random_context((5, 3)),
+    "place": random_context((3, 1)),
 }
 
 
@@ -76,6 +77,7 @@ def test_any_integers_come_back(name: str, height: int, width: int, step_index: 
         (2, "laplace", "436 e8b1fa0cf0b6434c"),
         (2, "context", "992 3938f95072ba52fe"),
         (2, "narrow", "784 113cbd1cb4efe759"),
+        (2, "place", "656 c5fedda9d58d0f82"),
     ],
 )
 def test_golden_bitstream(version: int, name: str, golden: str) -> None:

@@ -152,7 +152,7 @@ class Reader:
             part = {name: tensors[f"{4 * group + phase}.{name}"].astype(object) for name in (
                 "window", "window_bias", "window_step", "middle", "middle_bias", "out", "out_bias"
             )}  # fmt: skip
-            around = 0 if len(part["window"]) == 25 * len(window) else 1
+            around = {25: 0, 9: 1, 1: 2}[len(part["window"]) // len(window)]
             inner = slice(around, 5 - around)
             v = np.array([value for plane in window for line in plane[inner] for value in line[inner]], object)
             h = [clip(t // 256, 0, 65536) for t in v @ part["window"] + part["window_bias"] + (self.index - 128) * part["window_step"]]

@@ -4,7 +4,7 @@ import pytest
 from service.codec.lattice import PHASES, Lattice, known_in_window
 
 
-@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("side", [1, 3, 5])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (5, 7), (8, 6)])
 def test_windows_read_in_place_are_those_of_the_picture(side: int, height: int, width: int) -> None:
     """Channels 0-1 are known throughout, 2-4 in the phases before: every window equals the one cut from a padded picture."""
