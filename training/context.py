@@ -1,7 +1,7 @@
 """The float twin of ``service.codec.context``: the same passes over the same neighbours, differentiable.
 
 Latent channels are coded in groups; within a group the four phases of a 2x2 lattice follow one another.  Everything in a pass is
-predicted from what is already known: all earlier groups, and the earlier phases of its own group, in a window of 5x5, 3x3 or the place itself.
+predicted from what is already known, in a window of 5x5, 3x3 or the place itself: all earlier groups, and the earlier phases of its own.
 """
 
 from __future__ import annotations
