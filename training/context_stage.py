@@ -11,7 +11,7 @@ from training.config import Config
 from training.context import ContextModel, rescale
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
-from training.vae import build
+from training.networks import build
 
 
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:

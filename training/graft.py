@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
 from training.data import Pictures, to_tensor
+from training.networks import as_input, decode, encode
 
 CROPS = 320
 
@@ -30,13 +31,12 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
     rng = random.Random(config.seed + 2)
     channels = vae.config.latent_channels
     for _ in range(0, CROPS, 8):
-        pixels = to_tensor(np.stack([pictures.random_crop(rng) for _ in range(8)])).float() / 127.5 - 1
-        patches = F.pixel_unshuffle(pixels, config.patch_factor)
-        with torch.autocast("cpu", torch.bfloat16):
-            latent = vae.encode(patches).latent.float()
-            latent[:, channels - count :] = 0
-            residual = patches - vae.decode(latent).sample.float()
-        blocks, left = (F.pixel_unshuffle(each, vae.side).permute(0, 2, 3, 1).reshape(-1, block).double() for each in (patches, residual))
+        pixels = as_input(to_tensor(np.stack([pictures.random_crop(rng) for _ in range(8)])))
+        latent = encode(vae, pixels, config)
+        latent[:, channels - count :] = 0
+        residual = pixels - decode(vae, latent, config).float()
+        patches = (F.pixel_unshuffle(each, config.patch_factor) for each in (pixels, residual))
+        blocks, left = (F.pixel_unshuffle(each, vae.side).permute(0, 2, 3, 1).reshape(-1, block).double() for each in patches)
         own += blocks.T @ blocks
         both += left.T @ blocks
     # residual ~ map @ block; its best directions are those of the covariance of what it predicts

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from service.codec.steps import step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
 from training.data import Pictures, to_tensor
 from training.loop import Progress
-from training.vae import build
+from training.networks import as_input, build, encode
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,9 @@ def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -
     for _ in range(0, count, 32):
         part = to_tensor(np.stack([pictures.random_crop(rng) for _ in range(32)]))
         crops.append(part)
-        latents.append(encode(vae, part, config))
+        latents.append(encode(vae, as_input(part), config))
     everything = torch.cat(latents)
     return Encoded(torch.cat(crops), everything, vae, float(everything.std()))
-
-
-@torch.no_grad()
-def encode(vae: ResidualAutoencoder, crops: torch.Tensor, config: Config) -> torch.Tensor:
-    """uint8 crops to raw latents, float32."""
-    pixels = crops.float() / 127.5 - 1
-    with torch.autocast("cpu", torch.bfloat16):
-        return vae.encode(F.pixel_unshuffle(pixels, config.patch_factor)).latent.float()
 
 
 def shipped_steps(config: Config, scale: float) -> list[int]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from service.bench.features import FeatureDistance
 from training.config import Loss
+from training.networks import squared_error
 from training.ssimulacra import ssimulacra2
 
 SCALES = (0.299, 0.314, 0.247, 0.140)
@@ -42,7 +43,7 @@ class Distortion(nn.Module):
             ``feature``.
         """
         loss, few = self.config, self.config.perceptual_crops
-        mse = (decoded.float() - pixels).square().mean((1, 2, 3)) * 127.5**2
+        mse = squared_error(decoded, pixels)
         squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse).mean()
         structure = structure_distance(decoded[:few], pixels[:few])
         ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100

@@ -14,9 +14,10 @@ from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.schedule import clean_latent, noise_of_step, timestep_of_noise
 from training.config import Config
 from training.data import Pictures
-from training.latents import encode, finished_vae, shipped_steps
+from training.latents import finished_vae, shipped_steps
 from training.loop import Progress
 from training.losses import Distortion
+from training.networks import as_input, encode, psnr
 
 
 def scheduler() -> diffusers.DDPMScheduler:
@@ -91,15 +92,16 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     sums: Counter[str] = Counter()
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
-        crops = next(batches)
-        latent = encode(vae, crops, config) / renderer.scale
+        pixels = as_input(next(batches))
+        with torch.no_grad():
+            latent = encode(vae, pixels, config) / renderer.scale
         which = torch.randint(len(renderer.steps), (batch,))
         sent = renderer.quantise(latent, which)
         with torch.autocast("cpu", torch.bfloat16):
             cleaned = sent.clone()
             cleaned[through] = renderer.restore(network, sent[through], which[through])
             decoded = renderer.decode(vae, cleaned)
-        loss, parts = distortion(decoded, crops.float() / 127.5 - 1, renderer.steps[which] * renderer.scale)
+        loss, parts = distortion(decoded, pixels, renderer.steps[which] * renderer.scale)
         progress.update(loss)
         sums.update({**parts, "loss": float(loss.detach())})
         if progress.step % 100 == 0:
@@ -120,14 +122,12 @@ def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distor
         nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(2, 2)
         for part in crops.split(8):
-            pixels = part.float() / 127.5 - 1
-            which = torch.full((len(part),), nearest)
+            pixels, which = as_input(part), torch.full((len(part),), nearest)
+            sent = renderer.quantise(encode(vae, pixels, config) / renderer.scale, which)
             with torch.autocast("cpu", torch.bfloat16):
-                sent = renderer.quantise(encode(vae, part, config) / renderer.scale, which)
                 for row, latent in enumerate((sent, renderer.restore(network, sent, which))):
                     decoded = renderer.decode(vae, latent).float().clamp(-1, 1)
-                    mse = (decoded - pixels).square().mean((1, 2, 3)) * 127.5**2
-                    totals[row] += torch.stack([10 * torch.log10(255**2 / mse), distortion.features(decoded, pixels)]).sum(1)
+                    totals[row] += torch.stack([psnr(decoded, pixels), distortion.features(decoded, pixels)]).sum(1)
         (psnr_0, feature_0), (psnr_1, feature_1) = (totals / len(crops)).tolist()
         line = {"step": raw, "psnr_steps0": psnr_0, "psnr_steps1": psnr_1, "feature_steps0": feature_0, "feature_steps1": feature_1}
         figures.append({key: round(value, 4) for key, value in line.items()})

@@ -8,32 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
-from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
-from training.context import ContextModel
 from training.data import Pictures
 from training.graft import graft
 from training.loop import Progress
 from training.losses import Distortion, structure_distance
+from training.networks import as_input, build, decode, encode, psnr
 from training.ssimulacra import ssimulacra2
 from training.start import start_from
-
-
-def build(config: Config) -> tuple[ResidualAutoencoder, ContextModel]:
-    torch.manual_seed(config.seed)
-    shape = config.autoencoder
-    vae = ResidualAutoencoder(
-        in_channels=3 * config.patch_factor**2,
-        latent_channels=shape.latent_channels,
-        block_out_channels=tuple(shape.block_out_channels),
-        encoder_layers=tuple(shape.encoder_layers),
-        decoder_layers=tuple(shape.decoder_layers),
-        linear=shape.linear,
-    )
-    coded = config.context
-    return vae.to(memory_format=torch.channels_last), ContextModel(coded.group_sizes, coded.hidden, coded.windows)
 
 
 def draw_steps(count: int, config: Config) -> torch.Tensor:
@@ -69,16 +52,14 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
     for index in itertools.count(1):
         if progress.fraction >= 1:
             break
-        pixels = next(batches).float() / 127.5 - 1
+        pixels = as_input(next(batches))
         step = draw_steps(len(pixels), config)
-        with torch.autocast("cpu", torch.bfloat16):
-            latent = vae.encode(F.pixel_unshuffle(pixels, config.patch_factor)).latent
-        latent = latent.float()
+        latent = encode(vae, pixels, config)
         rounded = round_to_step(latent, step)
         noisy = latent + (torch.rand_like(latent) - 0.5) * step.view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
             bpp = context(rounded, noisy, step) / pixels[0, 0].numel()
-            decoded = F.pixel_shuffle(vae.decode(rounded).sample, config.patch_factor)
+        decoded = decode(vae, rounded, config)
         loss, parts = distortion(decoded, pixels, step)
         loss = loss + (step**config.loss.balance * bpp).mean()
         norm = progress.update(loss)
@@ -101,19 +82,15 @@ def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, co
     for size in torch.logspace(*ends, 5, base=2).tolist():
         totals = torch.zeros(5)
         for part in crops.split(8):
-            pixels = part.float() / 127.5 - 1
-            step = torch.full((len(part),), size)
+            pixels, step = as_input(part), torch.full((len(part),), size)
+            rounded = round_to_step(encode(vae, pixels, config), step)
+            decoded = decode(vae, rounded, config).float().clamp(-1, 1)
             with torch.autocast("cpu", torch.bfloat16):
-                latent = vae.encode(F.pixel_unshuffle(pixels, config.patch_factor)).latent.float()
-                rounded = round_to_step(latent, step)
                 bpp = context(rounded, rounded, step) / pixels[0, 0].numel()
-                decoded = F.pixel_shuffle(vae.decode(rounded).sample, config.patch_factor).float().clamp(-1, 1)
                 feature = distortion.features(decoded, pixels)
             structure = 1 - structure_distance(decoded, pixels)
             ssimulacra = ssimulacra2(pixels, decoded, finest=1)
-            mse = (decoded - pixels).square().mean((1, 2, 3)) * 127.5**2
-            psnr = 10 * torch.log10(255**2 / mse)
-            totals += torch.stack([bpp, psnr, structure, ssimulacra, feature]).sum(1)
+            totals += torch.stack([bpp, psnr(decoded, pixels), structure, ssimulacra, feature]).sum(1)
         means = [round(value, 4) for value in (totals / len(crops)).tolist()]
         figures.append({"step": round(size, 3), **dict(zip(("bpp", "psnr", "ms_ssim", "ssimulacra2", "feature"), means, strict=True))})
     return figures

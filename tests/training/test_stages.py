@@ -23,9 +23,9 @@ from training.__main__ import app
 from training.context import ContextModel
 from training.graphics import decorate
 from training.losses import structure_distance
+from training.networks import build
 from training.profile import float_context, integer_passes
 from training.start import start_from
-from training.vae import build
 
 SHIPPED = Path(configuration.__file__).with_name("bundled.toml")
 
@@ -105,7 +105,7 @@ def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
     old = ResidualAutoencoder.from_pretrained(small_model / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     channels = old.config.latent_channels
     wide = ResidualAutoencoder(**{**old.config, "latent_channels": channels + 3})
-    context = ContextModel([channels + 3], 4, [5])
+    context = ContextModel([channels + 3], [4], [5])
     start_from(small_model, wide, context)
     patches = torch.rand(1, 48, 8, 8)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
 def test_more_blocks_begin_as_what_was_there(small_model: Path) -> None:
     finished = ResidualAutoencoder.from_pretrained(small_model / "vae")
     deeper = ResidualAutoencoder(48, 4, (8, 8), (2, 1), (1, 3))
-    context = ContextModel([4], 8, [5])
+    context = ContextModel([4], [8], [5])
     assert start_from(small_model, deeper, context) == 0
     patches = torch.randn(1, 48, 8, 8)
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def test_more_blocks_begin_as_what_was_there(small_model: Path) -> None:
 def test_fewer_blocks_are_refused(small_model: Path) -> None:
     shallow = ResidualAutoencoder(48, 4, (8, 8), (1, 1), (0, 1))
     with pytest.raises(SystemExit, match="no place for"):
-        start_from(small_model, shallow, ContextModel([4], 8, [5]))
+        start_from(small_model, shallow, ContextModel([4], [8], [5]))
 
 
 def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
