@@ -133,7 +133,7 @@ def test_fewer_blocks_are_refused(small_model: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_model: Path) -> None:
-    vae, context = ResidualAutoencoder(), ContextModel([128], 4, [3])
+    vae, context = ResidualAutoencoder(), ContextModel([128], [4], [3])
     with pytest.raises(SystemExit, match=str(tmp_path)):
         start_from(tmp_path, vae, context)
     shutil.copytree(small_model, tmp_path / "other")
@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path, small_mode
 
 def test_the_profile_goes_both_ways() -> None:
     torch.manual_seed(3)
-    integers = integer_passes(ContextModel([2, 3], 6, [3, 5]))
+    integers = integer_passes(ContextModel([2, 3], [6, 4], [3, 5]))
     again = integer_passes(float_context(integers))
     assert integers.keys() == again.keys()
     for name, values in integers.items():
