@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.storage.blobs import BlobStore
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
-TRAVEL_S = 0.02
+TRAVEL_S = 0.03
 """taken off a caller's deadline for the way of the request in and of the reply out"""
 AT_ONCE_BYTES = 1 << 18
 """so much is hashed in a fifth of a millisecond"""
