@@ -75,7 +75,7 @@ class Loss:
     """weight of the feature distance at step 1; falls with step ** -perceptual_exponent"""
     perceptual_exponent: float
     perceptual_onset: float
-    """below this step these three fade out, with its fourth power: fine steps are asked for the pixels and nothing else"""
+    """below this step these three fade out, with its fourth power: fine steps are asked for the pixels and nothing else; 0 for not"""
     perceptual_crops: int
     """structure, SSIMULACRA2 and feature distance are taken on this many crops of the batch"""
 
