@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
-from service.batching.durations import FRESHNESS, Durations
+from service.batching.durations import FRESHNESS, Durations, Margin
 from service.batching.refusals import missed, stopping
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
-from service.errors import DeviceFailed, Overloaded, SdcError
+from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
 from service.telemetry import metrics
 
 STUCK_AFTER_S = 60.0
@@ -55,10 +55,19 @@ class Ticket:
     """A picture that was let in.  Counts towards the bound from ``with`` to its end, whatever happens in between."""
 
     def __init__(
-        self, batcher: Batcher, operation: str, pixels: int, lane: Lane, deadline: float, device_s: float, processor_s: float
+        self,
+        batcher: Batcher,
+        operation: str,
+        pixels: int,
+        lane: Lane,
+        deadline: float,
+        wait_s: float,
+        device_s: float,
+        processor_s: float,
     ) -> None:
         self.operation, self.pixels, self.lane, self.deadline = operation, pixels, lane, deadline
         self._batcher, self._device_s, self._processor_s, self._spent_s = batcher, device_s, processor_s, 0.0
+        self._admitted, self._promised_s = batcher._clock(), wait_s + device_s + processor_s
 
     def __enter__(self) -> Ticket:
         self._batcher._enter(self, +1)
@@ -73,6 +82,9 @@ class Ticket:
         self._device_s = self._processor_s = 0.0
         if failure is None and self._spent_s:
             self._batcher.durations.learn(_processor(self.operation), None, 1, self.pixels, self._spent_s)
+        if self._promised_s and (failure is None or failure is DeadlineMissed):
+            took_s = self._batcher._clock() - self._admitted
+            self._batcher._margins[self.operation].learn(self._promised_s, took_s, late=failure is not None)
 
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
@@ -131,6 +143,7 @@ class Batcher:
         self.durations = Durations()
         self._waiting = Waiting(max_batch, self.durations)
         self._admitted_pixels = 0
+        self._margins = {operation: Margin() for operation in operations}
         self._usual_s: dict[str, float] = {}
         """by operation: what a picture that asked to be let in needed, lately and in the mean"""
         self._for_device, self._for_processor = _Expected(), _Expected()
@@ -186,20 +199,21 @@ class Batcher:
         needed = device_s + processor_s
         self._usual_s[operation] = usual = self._usual_s.get(operation, needed)
         self._usual_s[operation] += FRESHNESS * (needed - usual)
-        self._refuse_late(wait, needed, deadline)
-        return Ticket(self, operation, pixels, lane, deadline, device_s, processor_s)
+        self._refuse_late(operation, wait, needed, deadline)
+        return Ticket(self, operation, pixels, lane, deadline, wait, device_s, processor_s)
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
         """Raise Overloaded where a picture of the usual size, coming now, could not be done in time: before anything of it is read.
 
         Under overload most are refused, and what a refusal costs is taken from the others.
         """
-        self._refuse_late(self.predicted_wait_s(lane), self._usual_s.get(operation, 0.0), deadline)
+        self._refuse_late(operation, self.predicted_wait_s(lane), self._usual_s.get(operation, 0.0), deadline)
 
-    def _refuse_late(self, wait: float, needed: float, deadline: float) -> None:
-        if self._clock() + wait + needed > deadline:
+    def _refuse_late(self, operation: str, wait: float, needed: float, deadline: float) -> None:
+        factor = self._margins[operation].factor
+        if self._clock() + factor * (wait + needed) > deadline:
             metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            why = f"about {1000 * wait:.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
+            why = f"about {1000 * factor * wait:.0f} ms of other work are ahead and this needs {1000 * factor * needed:.0f} ms"
             raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
 
     async def submit(

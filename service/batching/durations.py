@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 FRESHNESS = 0.2
 """weight of the newest measurement"""
+KEPT_PROMISES = 0.95
+"""share of the pictures let in that ``Margin`` wants to be done when it was said"""
+MARGIN_STEP = 0.05
+LARGEST_MARGIN = 4.0
 REMEMBERED = 1024
 """buckets whose own times are kept; the longest unused is forgotten first"""
 
@@ -76,3 +80,20 @@ class Durations:
         if alone is None or together is None:
             return largest if 2 * most > largest else 1
         return largest if together <= most * alone else 1
+
+
+@dataclass
+class Margin:
+    """By what factor pictures take longer than was predicted when they were let in, all but the slowest few.
+
+    A queue whose admission believes its own prediction is, under overload, always exactly as long as the deadline: half of what it
+    computes then comes too late.  A quantile, followed as pictures leave (stochastic approximation, Robbins and Monro 1951); never under 1.
+    """
+
+    factor: float = 1.0
+
+    def learn(self, promised_s: float, took_s: float, late: bool = False) -> None:
+        """``late``: the picture was given up, and would have taken longer."""
+        over = late or took_s > self.factor * promised_s
+        moved = self.factor * (1 + MARGIN_STEP * (KEPT_PROMISES if over else KEPT_PROMISES - 1))
+        self.factor = min(max(1.0, moved), LARGEST_MARGIN)

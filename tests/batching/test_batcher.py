@@ -444,6 +444,25 @@ def test_the_hopeless_are_refused_before_anything_is_read() -> None:
     asyncio.run(main())
 
 
+def test_promises_that_are_broken_make_the_queue_shorter() -> None:
+    """What a picture needs is known, the picture takes twice as long all the same: soon no more are let in than can be done in time."""
+    now = 0.0
+
+    async def main() -> None:
+        nonlocal now
+        batcher = Batcher({"square": lambda items: items}, 1, 1000, clock=lambda: now)
+        batcher.durations.learn("square", None, 1, 10, 1.0)
+        for _ in range(40):
+            with batcher.admit("square", 10, deadline=now + 100):
+                now += 2.0
+        with pytest.raises(Overloaded, match="the deadline cannot be met"):
+            batcher.admit("square", 10, deadline=now + 1.9)
+        batcher.admit("square", 10, deadline=now + 2.2)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
 def test_a_picture_of_many_tiles_is_admitted_once() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         batcher.durations.learn("square", "s", 1, 10, 1.0)
