@@ -88,6 +88,14 @@ def test_a_file_of_an_earlier_version_is_refused_by_the_name_of_what_it_needs(ve
         codec.decode(blob)
 
 
+def test_a_file_of_format_1_is_read_by_the_model_that_made_it() -> None:
+    """Written before there were short tables, by these weights."""
+    blob = container.parse((Path(__file__).parent / "data" / "bundled-3.sdc").read_bytes(), 1 << 20)
+    assert blob.version == 1
+    symbols = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL)).decode_symbols(blob)
+    assert f"{symbols.shape} {hashlib.sha256(symbols.tobytes()).hexdigest()[:16]}" == "(128, 19, 29) 4f8a9f00b7d22057"
+
+
 def golden_symbols(codec: Codec) -> np.ndarray:
     channels = codec.manifest.latent_channels
     c, y, x = np.mgrid[0:channels, 0:7, 0:9]

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
-from service.batching.durations import FRESHNESS, Durations, Margin
+from service.batching.durations import Durations, Margin
 from service.batching.refusals import missed, stopping
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
 from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
@@ -33,6 +33,12 @@ STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
 PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
 """for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished"""
+
+FORGETTING = 1.01
+"""with every picture that asks, the smallest need known grows so much, until one is as small again"""
+VAIN = 5
+"""so many refused or too late in an idle service, and the next is let in whatever was learned in a busier hour: nobody would ever find out
+that it is wrong"""
 
 Result = TypeVar("Result")
 
@@ -85,6 +91,10 @@ class Ticket:
         if self._promised_s and (failure is None or failure is DeadlineMissed):
             took_s = self._batcher._clock() - self._admitted
             self._batcher._margins[self.operation].learn(self._promised_s, took_s, late=failure is not None)
+        if failure is None:
+            self._batcher._in_vain = 0
+        elif failure is DeadlineMissed:
+            self._batcher._in_vain += 1
 
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
@@ -144,8 +154,10 @@ class Batcher:
         self._waiting = Waiting(max_batch, self.durations)
         self._admitted_pixels = 0
         self._margins = {operation: Margin() for operation in operations}
-        self._usual_s: dict[str, float] = {}
-        """by operation: what a picture that asked to be let in needed, lately and in the mean"""
+        self._in_vain = 0
+        """who was refused by an idle service, or overtaken by a deadline, since a picture was last finished"""
+        self._least_s: dict[str, float] = {}
+        """by operation: what the smallest of the pictures that asked lately needed"""
         self._for_device, self._for_processor = _Expected(), _Expected()
         self._wake = asyncio.Event()
         self._closing = False
@@ -197,24 +209,32 @@ class Batcher:
         device_s = self.durations.predict(operation, None, 1, pixels)
         processor_s = self.durations.predict(_processor(operation), None, 1, pixels)
         needed = device_s + processor_s
-        self._usual_s[operation] = usual = self._usual_s.get(operation, needed)
-        self._usual_s[operation] += FRESHNESS * (needed - usual)
+        self._least_s[operation] = min(needed, FORGETTING * self._least_s.get(operation, math.inf))
         self._refuse_late(operation, wait, needed, deadline)
+        if self._doubtful:
+            deadline = math.inf  # it shall be finished, and teach, even if it comes too late
         return Ticket(self, operation, pixels, lane, deadline, wait, device_s, processor_s)
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
-        """Raise Overloaded where a picture of the usual size, coming now, could not be done in time: before anything of it is read.
+        """Raise Overloaded where even a small picture, coming now, could not be done in time: before anything of it is read.
 
         Under overload most are refused, and what a refusal costs is taken from the others.
         """
-        self._refuse_late(operation, self.predicted_wait_s(lane), self._usual_s.get(operation, 0.0), deadline)
+        self._refuse_late(operation, self.predicted_wait_s(lane), self._least_s.get(operation, 0.0), deadline)
 
     def _refuse_late(self, operation: str, wait: float, needed: float, deadline: float) -> None:
-        factor = self._margins[operation].factor
-        if self._clock() + factor * (wait + needed) > deadline:
+        idle = not self._admitted_pixels
+        factor = 1.0 if idle else self._margins[operation].factor
+        if self._clock() + (0.0 if self._doubtful else factor * (wait + needed)) > deadline:
+            self._in_vain += idle
             metrics.REJECTED.labels(reason="deadline-unreachable").inc()
             why = f"about {1000 * factor * wait:.0f} ms of other work are ahead and this needs {1000 * factor * needed:.0f} ms"
             raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether what is known of durations has let nobody through for so long that it should be tried again."""
+        return not self._admitted_pixels and self._in_vain >= VAIN
 
     async def submit(
         self, operation: str, shape: Hashable, payload: Any, pixels: int, lane: Lane = "interactive", deadline: float = math.inf

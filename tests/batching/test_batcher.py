@@ -415,7 +415,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
             await batcher.submit("square", "s", 1, 10, deadline=now + 1.9)
         # another shape, twice the pixels: what is known of the operation says twice the time
         with pytest.raises(Overloaded):
-            await batcher.submit("square", "larger", 1, 20, deadline=now + 3.9)
+            await batcher.submit("square", "larger", 1, 20, deadline=now + 3.5)
         assert await batcher.submit("square", "s", 5, 10, deadline=now + 2.1) == 5
         await batcher.close()
 
@@ -434,11 +434,40 @@ def test_the_hopeless_are_refused_before_anything_is_read() -> None:
                 batcher.refuse_hopeless("square", 103.9)
             assert refused.value.retry_after_s == 2
             batcher.refuse_hopeless("square", 104.1)
-        batcher.refuse_hopeless("square", 102.1)
-        for _ in range(40):
-            batcher.admit("square", 20)
-        with pytest.raises(Overloaded, match="needs 4000 ms"):
-            batcher.refuse_hopeless("square", 103.9)
+            batcher.admit("square", 5)
+            batcher.refuse_hopeless("square", 103.1)  # the smallest of late
+            for _ in range(100):
+                batcher.admit("square", 20)
+            with pytest.raises(Overloaded):
+                batcher.refuse_hopeless("square", 104.1)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_learned_in_a_busy_hour_is_doubted_when_idle() -> None:
+    """Ten times too much was learned, and all deadlines are short: without doubt nobody would ever be let in again."""
+    now = 0.0
+
+    def quick(items: Sequence[Any]) -> Sequence[Any]:
+        nonlocal now
+        now += 0.1
+        return items
+
+    async def main() -> None:
+        batcher = Batcher({"square": quick}, 1, 1000, clock=lambda: now)
+        batcher.durations.learn("square", "s", 1, 10, 1.0)
+        refused = served = 0
+        for _ in range(200):
+            try:
+                await batcher.submit("square", "s", 1, 10, deadline=now + 0.5)
+                served += 1
+            except Overloaded:
+                refused += 1
+        assert 0 < refused < 100
+        assert served > 100
+        with pytest.raises(Overloaded):
+            batcher.admit("square", 10, deadline=now - 0.01)
         await batcher.close()
 
     asyncio.run(main())
@@ -455,9 +484,10 @@ def test_promises_that_are_broken_make_the_queue_shorter() -> None:
         for _ in range(40):
             with batcher.admit("square", 10, deadline=now + 100):
                 now += 2.0
-        with pytest.raises(Overloaded, match="the deadline cannot be met"):
-            batcher.admit("square", 10, deadline=now + 1.9)
-        batcher.admit("square", 10, deadline=now + 2.2)
+        with batcher.admit("square", 10):
+            with pytest.raises(Overloaded, match="the deadline cannot be met"):
+                batcher.admit("square", 10, deadline=now + 3.9)
+            batcher.admit("square", 10, deadline=now + 4.4)
         await batcher.close()
 
     asyncio.run(main())
