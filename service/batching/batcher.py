@@ -82,6 +82,7 @@ class Ticket:
         return self
 
     def __exit__(self, failure: object, *_: object) -> None:
+        left_s = self._device_s + self._processor_s
         self._batcher._enter(self, -1)
         self._batcher._for_device.add(self.lane, -self._device_s)
         self._batcher._for_processor.add(self.lane, -self._processor_s)
@@ -89,8 +90,8 @@ class Ticket:
         if failure is None and self._spent_s:
             self._batcher.durations.learn(_processor(self.operation), None, 1, self.pixels, self._spent_s)
         if self._promised_s and (failure is None or failure is DeadlineMissed):
-            took_s = self._batcher._clock() - self._admitted
-            self._batcher._margins[self.operation].learn(self._promised_s, took_s, late=failure is not None)
+            still_s = left_s if failure else 0.0
+            self._batcher._margins[self.operation].learn(self._promised_s, self._batcher._clock() - self._admitted + still_s)
         if failure is None:
             self._batcher._in_vain = 0
         elif failure is DeadlineMissed:
@@ -224,11 +225,11 @@ class Batcher:
 
     def _refuse_late(self, operation: str, wait: float, needed: float, deadline: float) -> None:
         idle = not self._admitted_pixels
-        factor = 1.0 if idle else self._margins[operation].factor
-        if self._clock() + (0.0 if self._doubtful else factor * (wait + needed)) > deadline:
+        margin = 0.0 if idle else self._margins[operation].seconds
+        if self._clock() + (0.0 if self._doubtful else wait + needed + margin) > deadline:
             self._in_vain += idle
             metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            why = f"about {1000 * factor * wait:.0f} ms of other work are ahead and this needs {1000 * factor * needed:.0f} ms"
+            why = f"about {1000 * (wait + margin):.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
             raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
 
     @property

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 FRESHNESS = 0.2
 """weight of the newest measurement"""
-KEPT_PROMISES = 0.95
+KEPT_PROMISES = 0.93
 """share of the pictures let in that ``Margin`` wants to be done when it was said"""
-MARGIN_STEP = 0.05
-LARGEST_MARGIN = 4.0
+OF_LATE = 60
+"""pictures"""
 REMEMBERED = 1024
 """buckets whose own times are kept; the longest unused is forgotten first"""
 
@@ -82,18 +82,17 @@ class Durations:
         return largest if together <= most * alone else 1
 
 
-@dataclass
 class Margin:
-    """By what factor pictures take longer than was predicted when they were let in, all but the slowest few.
+    """By how many seconds pictures miss what was said when they were let in, all of late but a few; never under 0.
 
     A queue whose admission believes its own prediction is, under overload, always exactly as long as the deadline: half of what it
-    computes then comes too late.  A quantile, followed as pictures leave (stochastic approximation, Robbins and Monro 1951); never under 1.
+    computes then comes too late.
     """
 
-    factor: float = 1.0
+    def __init__(self) -> None:
+        self._missed_by: deque[float] = deque(maxlen=OF_LATE)
+        self.seconds = 0.0
 
-    def learn(self, promised_s: float, took_s: float, late: bool = False) -> None:
-        """``late``: the picture was given up, and would have taken longer."""
-        over = late or took_s > self.factor * promised_s
-        moved = self.factor * (1 + MARGIN_STEP * (KEPT_PROMISES if over else KEPT_PROMISES - 1))
-        self.factor = min(max(1.0, moved), LARGEST_MARGIN)
+    def learn(self, promised_s: float, took_s: float) -> None:
+        self._missed_by.append(took_s - promised_s)
+        self.seconds = max(0.0, sorted(self._missed_by)[int(KEPT_PROMISES * len(self._missed_by))])

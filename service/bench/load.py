@@ -47,7 +47,7 @@ BATCHES = (1, 2, 4)
 ROUNDS = 3
 DEADLINE_FACTOR = 5
 REFUSED_AT_CAPACITY = 0.01
-PROBES = 6
+PROBES = 7
 HANGUPS, HANGUPS_A_SECOND = 1000, 100
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
 
@@ -213,15 +213,16 @@ class Load:
         return (after - before) / (ended - started)
 
     def capacity(self, operation: str, guess: float, seconds: float, deadline_ms: float) -> float:
-        """Highest rate tried, in steps of 5 %, with under 1 % refused."""
-        best, rate, direction = 0.0, guess, 0
+        """Highest rate tried with under 1 % refused: down from the guess until one is good, then up in half such steps."""
+        best, rate = 0.0, guess
         for _ in range(PROBES):
-            good = self.run(operation, rate, seconds, deadline_ms).refused_share < REFUSED_AT_CAPACITY
-            best = max(best, rate) if good else best
-            if direction and direction != (1 if good else -1):
+            if self.run(operation, rate, seconds, deadline_ms).refused_share < REFUSED_AT_CAPACITY:
+                best = rate
+                rate *= 1.05
+            elif best:
                 break
-            direction = 1 if good else -1
-            rate *= 1.05 if good else 1 / 1.05
+            else:
+                rate /= 1.1
         return best
 
 

@@ -486,8 +486,8 @@ def test_promises_that_are_broken_make_the_queue_shorter() -> None:
                 now += 2.0
         with batcher.admit("square", 10):
             with pytest.raises(Overloaded, match="the deadline cannot be met"):
-                batcher.admit("square", 10, deadline=now + 3.9)
-            batcher.admit("square", 10, deadline=now + 4.4)
+                batcher.admit("square", 10, deadline=now + 2.9)
+            batcher.admit("square", 10, deadline=now + 3.1)
         await batcher.close()
 
     asyncio.run(main())
