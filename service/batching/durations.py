@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 FRESHNESS = 0.2
 """weight of the newest measurement"""
-KEPT_PROMISES = 0.93
+KEPT_PROMISES = 0.95
 """share of the pictures let in that ``Margin`` wants to be done when it was said"""
 OF_LATE = 60
 """pictures"""
