@@ -154,7 +154,7 @@ class Pipeline:
     # -- admission
 
     def refuse_hopeless(self, journey: Literal["compress", "render"], deadline: float, lane: Lane | None = None) -> None:
-        """Raise Overloaded where it is plain that the journey of a usual picture would not end before the deadline."""
+        """Raise Overloaded where it is plain that not even a small picture's journey would end before the deadline."""
         self.batcher.refuse_hopeless("encode" if journey == "compress" else journey, deadline, lane or "interactive")
 
     # -- photo to blob

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from torch.nn import functional as F
 
 from service.codec.steps import step_size
 from service.engine.autoencoder import ResidualAutoencoder
@@ -17,7 +16,7 @@ from training.data import Pictures
 from training.latents import finished_vae, shipped_steps
 from training.loop import Progress
 from training.losses import Distortion
-from training.networks import as_input, encode, psnr
+from training.networks import as_input, decode, encode, psnr
 
 
 def scheduler() -> diffusers.DDPMScheduler:
@@ -58,7 +57,7 @@ class Renderer:
     """What the engine does with a latent, differentiable: quantise, restore, decode."""
 
     def __init__(self, config: Config, scale: float) -> None:
-        self.scale, self.patch_factor = scale, config.patch_factor
+        self.scale, self.config = scale, config
         self.steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
         self.alphas = scheduler().alphas_cumprod
         self.timesteps = torch.tensor([timestep_of_noise(self.alphas, noise_of_step(float(step))) for step in self.steps])
@@ -75,8 +74,8 @@ class Renderer:
         clean = clean_latent("epsilon", noisy, unet(noisy, self.timesteps[which]).sample.float(), alpha)
         return torch.clamp(clean, sent - half, sent + half)
 
-    def decode(self, vae: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
-        return F.pixel_shuffle(vae.decode(latent * self.scale).sample, self.patch_factor)
+    def decode(self, vae: ResidualAutoencoder, latent: torch.Tensor) -> torch.Tensor:
+        return decode(vae, latent * self.scale, self.config)
 
 
 def train(config: Config, images: list[Path], folder: Path) -> None:

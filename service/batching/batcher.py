@@ -90,8 +90,8 @@ class Ticket:
         if failure is None and self._spent_s:
             self._batcher.durations.learn(_processor(self.operation), None, 1, self.pixels, self._spent_s)
         if self._promised_s and (failure is None or failure is DeadlineMissed):
-            still_s = left_s if failure else 0.0
-            self._batcher._margins[self.operation].learn(self._promised_s, self._batcher._clock() - self._admitted + still_s)
+            took_s = self._batcher._clock() - self._admitted + (left_s if failure else 0.0)
+            self._batcher._margins[self.operation].learn(self._promised_s, took_s)
         if failure is None:
             self._batcher._in_vain = 0
         elif failure is DeadlineMissed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,12 @@ class Codec:
         self.code_identity = profile.code_identity
         self.model_identity = manifest.model_identity
         self.entropy = EntropyCoder(profile.predictor)
-        self._entropy_of = {1: EntropyCoder(profile.predictor, short_tables=False), container.VERSION: self.entropy}
+        self._predictor = profile.predictor
+
+    @cached_property
+    def _first_entropy(self) -> EntropyCoder:
+        """For files of version 1; made when one comes."""
+        return EntropyCoder(self._predictor, short_tables=False)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture: its size in latent positions, rounded up."""
@@ -145,7 +151,7 @@ class Codec:
     def decode_symbols(self, blob: Blob) -> Symbols:
         """Blob to the integers that were coded, (C, h, w): exactly the same on every machine."""
         self.check(blob)
-        coder, shape = self._entropy_of[blob.version], self.latent_shape(blob.width, blob.height)
+        coder, shape = self.entropy if blob.version > 1 else self._first_entropy, self.latent_shape(blob.width, blob.height)
         return coder.decode(blob.sections[container.LATENT], shape, blob.step_index)
 
     def check(self, blob: Blob) -> None:

@@ -89,13 +89,12 @@ class _Tables:
     """
 
     def __init__(self, counts: Counts, reach: int, which: range) -> None:
-        self.first, self.reach, self.escape = which.start, reach, 2 * reach + 1
-        self._which = which
+        self.which, self.reach, self.escape = which, reach, 2 * reach + 1
         self.probabilities = counts.reshape(-1, self.escape + 1)[which.start : which.stop] / float(TOTAL)
 
     def meet(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
         """(n, group): which symbols are coded with one of these."""
-        return (chunk.table >= self._which.start) & (chunk.table < self._which.stop)
+        return (chunk.table >= self.which.start) & (chunk.table < self.which.stop)
 
     @property
     def cost(self) -> npt.NDArray[np.float64]:
@@ -113,9 +112,10 @@ class EntropyCoder:
         """``short_tables``: whether small spreads have them, as since version 2 of the format."""
         self._predictor = predictor
         self._rough = predictor.rough()
+        short = SHORT_TABLES if short_tables else 0
         self._tables = [
-            _Tables(short_counts(predictor.counts), SHORT_REACH, range(SHORT_TABLES if short_tables else 0)),
-            _Tables(predictor.counts, REACH, range(SHORT_TABLES if short_tables else 0, SCALE_COUNT * OFFSETS)),
+            _Tables(short_counts(predictor.counts), SHORT_REACH, range(short)),
+            _Tables(predictor.counts, REACH, range(short, SCALE_COUNT * OFFSETS)),
         ]
         self._cost = np.concatenate([tables.cost for tables in self._tables])
         self.least_bits = float(self._cost.min())
@@ -137,7 +137,7 @@ class EntropyCoder:
                 if beyond.any():
                     letters[beyond] = tables.escape
                     escaped[here] = beyond
-                encoder.encode(letters, _CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.first, axis=0))
+                encoder.encode(letters, _CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.which.start, axis=0))
             if escaped.any():
                 encoder.encode(high[escaped] + np.int32(ESCAPE_RANGE // 2), _UNIFORM, np.full(int(escaped.sum()), ESCAPE_RANGE, np.int32))
             wide = chunk.low_bits > 0
@@ -161,7 +161,7 @@ class EntropyCoder:
                     here = tables.meet(chunk)
                     if not here.any():
                         continue
-                    letters = decoder.decode(_CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.first, axis=0))
+                    letters = decoder.decode(_CATEGORICAL, tables.probabilities.take(chunk.table[here] - tables.which.start, axis=0))
                     high[here] = letters - np.int32(tables.reach)
                     escaped[here] = letters == tables.escape
                 if escaped.any():

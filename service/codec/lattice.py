@@ -8,8 +8,8 @@ one for each phase of the 2x2 lattice, all shifted alike: a run of memory, and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,17 @@ Exact = npt.NDArray[np.floating]
 """integers, held exactly in float64 (in float32 only to estimate)"""
 
 
-def known_in_window(side: int, phase: int) -> Iterator[tuple[int, int, int, bool]]:
+@cache
+def known_in_window(side: int, phase: int) -> tuple[tuple[int, int, int, bool], ...]:
     """A window's places, row by row: the phase they lie in, rows and columns of its plane away, and whether it precedes ``phase``."""
     row, column = PHASES[phase]
     radius = side // 2
+    places = []
     for y in range(row - radius, row + radius + 1):
         for x in range(column - radius, column + radius + 1):
             other = PHASES.index((y % 2, x % 2))
-            yield other, y // 2, x // 2, other < phase
+            places.append((other, y // 2, x // 2, other < phase))
+    return tuple(places)
 
 
 class Lattice:

@@ -27,7 +27,6 @@ SCALE_COUNT = HIGHEST_SCALE - LOWEST_SCALE + 1
 OFFSETS = 8
 
 SHORT_REACH = 6
-SHORT_ESCAPE = 2 * SHORT_REACH + 1
 SHORT_SCALES = 24
 """the tables of so many smallest spreads are cut to -6..6 and an escape: nearly all symbols of a picture meet one of these, none of
 them lies beyond once in ten thousand, and a table of 14 is looked up and searched in half the time of one of 50"""
