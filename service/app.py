@@ -16,7 +16,7 @@ from service.api import blobs, health, pictures, problems
 from service.api.door import Door, EarlyReply, Presence
 from service.api.middleware import BodyLimit, Telling
 from service.api.services import Services
-from service.batching.batcher import whole_seconds
+from service.batching.admission import whole_seconds
 from service.errors import SdcError
 from service.pipeline import open_pipeline
 from service.settings import Settings

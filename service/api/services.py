@@ -83,14 +83,17 @@ class Services:
         raise NotFound("there is no blob with this id")
 
 
-def get_services(request: Request) -> Services:
+# Dependencies are coroutines: FastAPI runs plain functions on a thread, a detour that costs more than what they do.
+
+
+async def get_services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
 InjectedServices = Annotated[Services, Depends(get_services)]
 
 
-def _once_each(request: Request) -> None:
+async def _once_each(request: Request) -> None:
     """Raise BadParameter for a parameter that is given twice: one meaning, one spelling."""
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
@@ -98,7 +101,7 @@ def _once_each(request: Request) -> None:
             raise BadParameter(f"parameter '{name}' is given more than once")
 
 
-def _deadline(request: Request, services: InjectedServices) -> float:
+async def _deadline(request: Request, services: InjectedServices) -> float:
     """When the reply is of no more use, on the monotonic clock: what the caller says, at most what the service says."""
     allowed = services.settings.deadline_s
     given = request.headers.get(DEADLINE_HEADER)

@@ -21,12 +21,13 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from service.batching.admission import Admission, Claim, whole_seconds
 from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
-from service.batching.durations import Durations, Margin
+from service.batching.durations import Durations
 from service.batching.refusals import missed, stopping
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
-from service.errors import DeadlineMissed, DeviceFailed, Overloaded, SdcError
+from service.errors import DeviceFailed, SdcError
 from service.telemetry import metrics
 
 STUCK_AFTER_S = 60.0
@@ -34,81 +35,32 @@ STUCK_AFTER_S = 60.0
 PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
 """for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished"""
 
-FORGETTING = 1.01
-"""with every picture that asks, the smallest need known grows so much, until one is as small again"""
-VAIN = 5
-"""so many refused or too late in an idle service, and the next is let in whatever was learned in a busier hour: nobody would ever find out
-that it is wrong"""
-
 Result = TypeVar("Result")
 
 
-class _Expected:
-    """Seconds of work that was admitted and has not come yet, by lane."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
-
-    def add(self, lane: Lane, seconds: float) -> None:
-        self._seconds[lane] = max(0.0, self._seconds[lane] + seconds)
-
-    def before(self, lane: Lane) -> float:
-        """What goes before an item of this lane that comes now."""
-        return self._seconds[lane] if lane == "interactive" else sum(self._seconds.values())
-
-
 class Ticket:
-    """A picture that was let in.  Counts towards the bound from ``with`` to its end, whatever happens in between."""
+    """A picture that was let in.  Counts towards the bounds from ``with`` to its end, whatever happens in between."""
 
-    def __init__(
-        self,
-        batcher: Batcher,
-        operation: str,
-        pixels: int,
-        lane: Lane,
-        deadline: float,
-        wait_s: float,
-        device_s: float,
-        processor_s: float,
-    ) -> None:
-        self.operation, self.pixels, self.lane, self.deadline = operation, pixels, lane, deadline
-        self._batcher, self._device_s, self._processor_s, self._spent_s = batcher, device_s, processor_s, 0.0
-        self._admitted, self._promised_s = batcher._clock(), wait_s + device_s + processor_s
+    def __init__(self, batcher: Batcher, claim: Claim) -> None:
+        self._batcher, self._claim = batcher, claim
 
     def __enter__(self) -> Ticket:
-        self._batcher._enter(self, +1)
-        self._batcher._for_device.add(self.lane, self._device_s)
-        self._batcher._for_processor.add(self.lane, self._processor_s)
+        self._batcher.admission.enter(self._claim)
         return self
 
     def __exit__(self, failure: object, *_: object) -> None:
-        left_s = self._device_s + self._processor_s
-        self._batcher._enter(self, -1)
-        self._batcher._for_device.add(self.lane, -self._device_s)
-        self._batcher._for_processor.add(self.lane, -self._processor_s)
-        self._device_s = self._processor_s = 0.0
-        if failure is None and self._spent_s:
-            self._batcher.durations.learn(_processor(self.operation), None, 1, self.pixels, self._spent_s)
-        if self._promised_s and (failure is None or failure is DeadlineMissed):
-            took_s = self._batcher._clock() - self._admitted + (left_s if failure else 0.0)
-            self._batcher._margins[self.operation].learn(self._promised_s, took_s)
-        if failure is None:
-            self._batcher._in_vain = 0
-        elif failure is DeadlineMissed:
-            self._batcher._in_vain += 1
+        self._batcher.admission.leave(self._claim, failure)
 
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
 
         Raises DeadlineMissed when its turn comes too late to finish before the deadline, and whatever the call raises.
         """
-        patience = 0.0 if finishing else PATIENCE_S[self.lane]
-        latest = self.deadline - self._device_s - self._processor_s
+        claim = self._claim
+        patience = 0.0 if finishing else PATIENCE_S[claim.lane]
+        latest = claim.deadline - claim.device_s - claim.processor_s
         result, seconds = await self._batcher.processor.run(call, patience, latest)
-        self._spent_s += seconds
-        done = min(self._processor_s, seconds)
-        self._processor_s -= done
-        self._batcher._for_processor.add(self.lane, -done)
+        self._batcher.admission.processed(claim, seconds)
         return result
 
     async def submit(self, shape: Hashable, payload: Any, pixels: int) -> Any:
@@ -122,10 +74,8 @@ class Ticket:
         Raises Overloaded when the service is closing, DeadlineMissed when the deadline passed in the queue, and whatever the operation
         raised.  Cancelling the caller takes the item out of the queue if it has not reached the device, and leaves its neighbours alone.
         """
-        arrived = min(self._device_s, self._device_s * pixels / self.pixels)
-        self._device_s -= arrived
-        self._batcher._for_device.add(self.lane, -arrived)
-        return await self._batcher._submit(self, shape, payload, pixels)
+        self._batcher.admission.submitted(self._claim, pixels)
+        return await self._batcher.submit_for(self._claim, shape, payload, pixels)
 
 
 class Batcher:
@@ -149,17 +99,11 @@ class Batcher:
         processor: CpuPool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._max_pixels, self._max_delay_s = clock, max_pixels, max_delay_s
+        self._clock, self._max_delay_s = clock, max_delay_s
         self.processor = processor or CpuPool(1, clock)
         self.durations = Durations()
         self._waiting = Waiting(max_batch, self.durations)
-        self._admitted_pixels = 0
-        self._margins = {operation: Margin() for operation in operations}
-        self._in_vain = 0
-        """who was refused by an idle service, or overtaken by a deadline, since a picture was last finished"""
-        self._least_s: dict[str, float] = {}
-        """by operation: what the smallest of the pictures that asked lately needed"""
-        self._for_device, self._for_processor = _Expected(), _Expected()
+        self.admission = Admission(list(operations), max_pixels, self.processor.threads, self.durations, self._device_wait_s, clock)
         self._wake = asyncio.Event()
         self._closing = False
         self.death: BaseException | None = None
@@ -203,39 +147,14 @@ class Batcher:
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
             raise stopping()
-        wait = self.predicted_wait_s(lane)
-        if self._admitted_pixels and self._admitted_pixels + pixels > self._max_pixels:
-            metrics.REJECTED.labels(reason="queue-full").inc()
-            raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
-        device_s = self.durations.predict(operation, None, 1, pixels)
-        processor_s = self.durations.predict(_processor(operation), None, 1, pixels)
-        needed = device_s + processor_s
-        self._least_s[operation] = min(needed, FORGETTING * self._least_s.get(operation, math.inf))
-        self._refuse_late(operation, wait, needed, deadline)
-        if self._doubtful:
-            deadline = math.inf  # it shall be finished, and teach, even if it comes too late
-        return Ticket(self, operation, pixels, lane, deadline, wait, device_s, processor_s)
+        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline))
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
         """Raise Overloaded where even a small picture, coming now, could not be done in time: before anything of it is read.
 
         Under overload most are refused, and what a refusal costs is taken from the others.
         """
-        self._refuse_late(operation, self.predicted_wait_s(lane), self._least_s.get(operation, 0.0), deadline)
-
-    def _refuse_late(self, operation: str, wait: float, needed: float, deadline: float) -> None:
-        idle = not self._admitted_pixels
-        margin = 0.0 if idle else self._margins[operation].seconds
-        if self._clock() + (0.0 if self._doubtful else wait + needed + margin) > deadline:
-            self._in_vain += idle
-            metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            why = f"about {1000 * (wait + margin):.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
-            raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
-
-    @property
-    def _doubtful(self) -> bool:
-        """Whether what is known of durations has let nobody through for so long that it should be tried again."""
-        return not self._admitted_pixels and self._in_vain >= VAIN
+        self.admission.refuse_hopeless(operation, deadline, lane)
 
     async def submit(
         self, operation: str, shape: Hashable, payload: Any, pixels: int, lane: Lane = "interactive", deadline: float = math.inf
@@ -246,8 +165,7 @@ class Batcher:
 
     def predicted_wait_s(self, lane: Lane = "interactive") -> float:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
-        device = self._running_s() + self._waiting.wait_of(lane) + self._for_device.before(lane)
-        return max(device, self._for_processor.before(lane) / self.processor.threads)
+        return self.admission.wait_s(lane)
 
     async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int) -> None:
         """Run a bucket at both of its sizes, to be called before there is traffic; learns how long they take.
@@ -272,17 +190,13 @@ class Batcher:
         await self._device.stop()
         await self.processor.close()
 
-    # -- for tickets
-
-    def _enter(self, ticket: Ticket, sign: int) -> None:
-        self._admitted_pixels += sign * ticket.pixels
-
-    async def _submit(self, ticket: Ticket, shape: Hashable, payload: Any, pixels: int) -> Any:
+    async def submit_for(self, claim: Claim, shape: Hashable, payload: Any, pixels: int) -> Any:
+        """``Ticket.submit``, which is what to call."""
         if self._closing or self.death:
             raise stopping()
-        operation, lane = ticket.operation, ticket.lane
+        operation, lane = claim.operation, claim.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
-        deadline = ticket.deadline - ticket._processor_s  # it must be coded or written afterwards
+        deadline = claim.deadline - claim.processor_s  # it must be coded or written afterwards
         item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply)
         self._waiting.add(item)
         self._count(item, +1)
@@ -357,6 +271,10 @@ class Batcher:
         metrics.STAGE_SECONDS.labels(stage=f"device-{batch.bucket[0]}").observe(seconds)
         self._wake.set()
 
+    def _device_wait_s(self, lane: Lane) -> float:
+        """Seconds until the device has done what reached it and goes before an item of this lane that comes now."""
+        return self._running_s() + self._waiting.wait_of(lane)
+
     def _running_s(self) -> float:
         """What the batch in hand and the one laid out take, as if they had just begun."""
         return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self._device.batches)
@@ -390,13 +308,3 @@ def _answer(item: Item, outcome: Outcome) -> None:
         item.reply.set_exception(outcome)
     else:
         item.reply.set_result(outcome)
-
-
-def _processor(operation: str) -> str:
-    """The name under which the processor's part of an operation is learned."""
-    return f"{operation} aside"
-
-
-def whole_seconds(seconds: float) -> int:
-    """For Retry-After: rounded up, at least 1."""
-    return max(1, math.ceil(seconds))
