@@ -46,6 +46,7 @@ OPERATIONS = ("compress", "render")
 BATCHES = (1, 2, 4)
 ROUNDS = 3
 DEADLINE_FACTOR = 5
+SATURATION = 1.5
 REFUSED_AT_CAPACITY = 0.01
 PROBES = 7
 HANGUPS, HANGUPS_A_SECOND = 1000, 100
@@ -93,7 +94,12 @@ def photographs(sizes: list[tuple[int, ...]]) -> list[Job]:
 
 
 async def bare_loop(
-    settings: Settings, jobs: list[Job], seconds: float, batches: tuple[int, ...] = BATCHES, operations: tuple[str, ...] = OPERATIONS
+    settings: Settings,
+    jobs: list[Job],
+    seconds: float,
+    batches: tuple[int, ...] = BATCHES,
+    operations: tuple[str, ...] = OPERATIONS,
+    rounds: int = ROUNDS,
 ) -> dict[str, dict[int, float]]:
     """Pictures a second without HTTP, by operation and batch size: the best of the rounds."""
     best = {operation: dict.fromkeys(batches, 0.0) for operation in operations}
@@ -101,7 +107,7 @@ async def bare_loop(
         async with open_pipeline(settings.model_copy(update={"max_batch": batch, "max_queued_pixels": 1 << 40})) as pipeline:
             blobs = [(await pipeline.compress(source, CompressOptions(max_bytes=size))).content for source, size in jobs]
             for name, call in _calls(pipeline, jobs, blobs).items():
-                for _ in range(ROUNDS if name in operations else 0):
+                for _ in range(rounds if name in operations else 0):
                     reached = await _closed(call, 3 * batch + settings.cpu_workers, seconds)
                     best[name][batch] = max(best[name][batch], reached)
     return best
@@ -295,25 +301,23 @@ def _measure(
     """One operation: throughput, capacity, overload; returns the capacity."""
     best = max(bare, key=lambda batch: bare[batch])
 
-    def bare_now() -> float:
-        """The bare loop again, because a machine that others use too is not as quick as it was ten minutes ago."""
-        return asyncio.run(bare_loop(settings, load.jobs, part / 3, (best,), (operation,)))[operation][best]
-
     unloaded = load.run(operation, 0.2 * bare[best], part)
     deadline = DEADLINE_FACTOR * unloaded.p95
-    beside = [bare_now()]
-    reached = load.throughput(operation, 1.5 * bare[best], 2 * part)
-    beside.append(bare_now())
-    capacity = load.capacity(operation, 0.95 * reached, part, deadline)
+    # In turn, because a machine that others use too is not as quick as it was ten minutes ago.
+    alone, reached = [], []
+    for _ in range(ROUNDS):
+        alone.append(asyncio.run(bare_loop(settings, load.jobs, part / 3, (best,), (operation,), rounds=1))[operation][best])
+        reached.append(load.throughput(operation, SATURATION * bare[best], 4 / 3 * part))
+    capacity = load.capacity(operation, 0.95 * max(reached), part, deadline)
     before = load.server.metrics()
     overload = load.run(operation, 4 * capacity, seconds, deadline)
     time.sleep(1)
     after = load.server.metrics()
     grown = (after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]) / 2**20
     goodput = overload.accepted / seconds
-    tell("saturating HTTP, pictures/s", f"{reached:.2f}")
-    tell("bare loop just before and just after", ", ".join(f"{each:.1f}" for each in beside))
-    tell("of the better of the two", f"{reached / max(beside):.2f}")
+    tell("in turn: bare loop in its best batches", ", ".join(f"{each:.1f}" for each in alone))
+    tell(f"in turn: HTTP, asked for {SATURATION} times the bare loop", ", ".join(f"{each:.1f}" for each in reached))
+    tell("saturating HTTP of the bare loop, the best of each", f"{max(reached) / max(alone):.2f}")
     tell("unloaded p95, ms", f"{unloaded.p95:.0f}")
     tell(f"deadline, {DEADLINE_FACTOR} times that, ms", f"{deadline:.0f}")
     tell("capacity (under 1 % refused), pictures/s", f"{capacity:.2f}")
