@@ -275,12 +275,17 @@ class Batcher:
         """Seconds until the device has done what reached it and goes before an item of this lane that comes now."""
         return self._running_s() + self._waiting.wait_of(lane)
 
+    def _device_free_at(self) -> float:
+        """When an item that is taken out now could begin: what the device is busy with is ahead of it."""
+        now, since = self._clock(), self._device.busy_since
+        return now if since is None else max(now, since + self._running_s())
+
     def _running_s(self) -> float:
         """What the batch in hand and the one laid out take, as if they had just begun."""
         return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self._device.batches)
 
     def _expire(self) -> None:
-        for item in self._waiting.expired(self._clock()):
+        for item in self._waiting.expired(self._device_free_at()):
             self._count(item, -1)
             _answer(item, missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(item.lane))))
 

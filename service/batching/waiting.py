@@ -95,9 +95,9 @@ class Waiting:
         self._left(item)
         return True
 
-    def expired(self, now: float) -> list[Item]:
-        """Take out every item whose deadline has passed, or will have by the time its own computation could end."""
-        late = [item for item in self if now + self.alone(item) > item.deadline]
+    def expired(self, begin: float) -> list[Item]:
+        """Take out every item whose deadline will have passed when its own computation ends, if it begins at ``begin``."""
+        late = [item for item in self if begin + self.alone(item) > item.deadline]
         for item in late:
             self.remove(item)
         return late

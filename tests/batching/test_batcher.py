@@ -388,6 +388,30 @@ def test_what_expires_in_the_queue_is_never_computed() -> None:
     run(scenario, max_delay_s=30, clock=lambda: now)
 
 
+def test_what_the_batch_in_hand_will_make_late_is_not_laid_out_behind_it() -> None:
+    """Half of what a full queue computes would come too late otherwise: it is always as long as the deadline."""
+    now = 0.0
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        for _ in range(50):
+            batcher.durations.learn("square", "held", 1, 1, 4.0)
+            batcher.durations.learn("square", "s", 1, 1, 2.0)
+        with batcher.admit("square", 1, deadline=7.0) as ticket:
+            batcher.durations.learn("square", "s", 1, 1, 10.0)  # slower than it seemed when this one was let in: 3.6 s
+            with pytest.raises(DeadlineMissed):
+                await ticket.submit("s", 3, 1)
+        with batcher.admit("square", 1, deadline=8.5) as ticket:
+            in_time = asyncio.create_task(ticket.submit("s", 4, 1))
+            await settle()
+            device.gate.set()
+            assert await in_time == 16
+        assert await first == 1_000_000
+        assert device.batches == [[1000], [4]]
+
+    run(scenario, max_delay_s=0, clock=lambda: now)
+
+
 def test_the_expired_are_told_when_it_happens_not_when_the_device_is_free() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
