@@ -37,7 +37,9 @@ class Context:
     windows: list[int]
     """side of each group's window: 5, 3 or 1"""
     hidden: list[int]
-    """width of the two hidden layers of each group's passes"""
+    """width of the two hidden layers of each group's passes while the auto-encoder trains"""
+    shipped_hidden: list[int]
+    """what stage 2 keeps of that, and trains: at most as much"""
     crops: int
     """crops whose latents stage 2 trains on"""
     table_crops: int

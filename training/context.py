@@ -106,3 +106,28 @@ def rescale(context: ContextModel, scale: float) -> None:
         item.out.weight[:means].div_(scale)
         item.out.bias[:means].div_(scale)
         item.out.bias[means:].sub_(math.log(scale))
+
+
+@torch.no_grad()
+def keep_most_used(narrow: ContextModel, wide: ContextModel) -> None:
+    """Give ``narrow`` those hidden units of ``wide``, pass by pass, whose weights in and out are the largest.
+
+    Raises ValueError where ``wide`` is the narrower one.
+    """
+    for ours, theirs in zip(narrow.passes, wide.passes, strict=True):
+        assert isinstance(ours, ContextPass)
+        assert isinstance(theirs, ContextPass)
+        width = ours.middle.in_channels
+        if width > theirs.middle.in_channels:
+            raise ValueError(f"{theirs.middle.in_channels} hidden units cannot become {width}")
+        middle = theirs.middle.weight[:, :, 0, 0]
+        first = theirs.window.weight.flatten(1).norm(dim=1) * middle.norm(dim=0)
+        second = middle.norm(dim=1) * theirs.out.weight[:, :, 0, 0].norm(dim=0)
+        kept, kept_second = (use.topk(width).indices.sort().values for use in (first, second))
+        ours.window.weight.copy_(theirs.window.weight[kept])
+        ours.window.bias.copy_(theirs.window.bias[kept])
+        ours.step.weight.copy_(theirs.step.weight[kept])
+        ours.middle.weight.copy_(theirs.middle.weight[kept_second][:, kept])
+        ours.middle.bias.copy_(theirs.middle.bias[kept_second])
+        ours.out.weight.copy_(theirs.out.weight[:, kept_second])
+        ours.out.bias.copy_(theirs.out.bias)

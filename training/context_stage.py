@@ -8,17 +8,20 @@ import torch
 
 from service.codec.steps import step_size
 from training.config import Config
-from training.context import ContextModel, rescale
+from training.context import ContextModel, keep_most_used, rescale
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
-from training.networks import build
+
+
+def _shipped(config: Config) -> ContextModel:
+    shape = config.context
+    return ContextModel(shape.group_sizes, shape.shipped_hidden, shape.windows)
 
 
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
     """The finished context model and the latent's scale."""
     state = torch.load(folder / "scale.pt", weights_only=True)
-    _, context = build(config)
-    progress = Progress("context", {"context": context}, config.context_stage, folder)
+    progress = Progress("context", {"context": _shipped(config)}, config.context_stage, folder)
     if progress.step == 0:
         raise SystemExit(f"{folder} holds no context model: run `python -m training context` first")
     averaged = progress.averaged["context"]
@@ -27,12 +30,16 @@ def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
 
 
 def train(config: Config, images: list[Path], folder: Path) -> None:
-    """Train for the configured minutes; the bits are those of rounded latents, not of noisy ones."""
+    """Make the context model as narrow as it ships and train it for the configured minutes.
+
+    The bits are those of rounded latents, not of noisy ones.
+    """
     encoded = encode_crops(config, images, folder, config.context.crops)
     latents = encoded.latents / encoded.scale
     torch.save({"scale": torch.tensor(encoded.scale)}, folder / "scale.pt")
-    _, context = build(config)
-    context.load_state_dict(finished_vae(config, folder).averaged["context"].state_dict())
+    context, finished = _shipped(config), finished_vae(config, folder).averaged["context"]
+    assert isinstance(finished, ContextModel)
+    keep_most_used(context, finished)
     rescale(context, encoded.scale)
     progress = Progress("context", {"context": context}, config.context_stage, folder)
     steps = torch.tensor([step_size(index) for index in shipped_steps(config, encoded.scale)])

@@ -14,7 +14,7 @@ from service.codec.profile import context_predictor
 from service.codec.steps import dequantise, quantise, step_size
 from service.codec.tables import logistic_counts
 from training import config as configuration
-from training.context import ContextModel, bits, rescale
+from training.context import ContextModel, bits, keep_most_used, rescale
 from training.data import Pictures, is_validation
 from training.profile import integer_passes
 
@@ -51,6 +51,19 @@ def test_bits_are_those_of_a_distribution() -> None:
     values = torch.arange(-400, 401) * 0.5
     cost = bits(values, torch.tensor(0.3), torch.tensor(math.log(1.2)), torch.tensor(0.5))
     assert float((2**-cost).sum()) == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def test_units_that_do_nothing_are_the_ones_left_out() -> None:
+    wide, narrow = model(), ContextModel([2, 3], [10, 12], [5, 3])
+    for item in wide.passes[:4]:  # those of the first group, 16 wide
+        item.out.weight[:, 3:9] = 0
+        item.middle.weight[:, [0, 2, 4, 6, 8, 15]] = 0
+    keep_most_used(narrow, wide)
+    known, step = torch.randn(2, 5, 6, 8).round(), torch.tensor([1.0, 2.0])
+    assert torch.allclose(narrow(known, known, step), wide(known, known, step), rtol=1e-4)
+    with pytest.raises(ValueError, match="cannot become"):
+        keep_most_used(wide, narrow)
 
 
 def test_rescaling_changes_nothing_but_the_unit() -> None:
