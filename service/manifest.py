@@ -46,6 +46,18 @@ class RatePoints(BaseModel):
         return round(self.quality_0 + (self.quality_100 - self.quality_0) * quality / 100)
 
 
+class RateGuess(BaseModel):
+    """Where the search for a size begins: bits a latent number = rate * shape ** slope, ``shape`` being that of ``codec.rate_shape``.
+
+    A wrong guess costs an estimate or two, never a wrong file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rate: float = Field(0.6, gt=0, lt=100)
+    slope: float = Field(1.5, ge=0.5, le=3)
+
+
 class Manifest(BaseModel):
     """The contents of ``sdc.json``."""
 
@@ -62,6 +74,7 @@ class Manifest(BaseModel):
     )
     entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None)
     rate_points: RatePoints
+    rate_guess: RateGuess = RateGuess.model_validate({})
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
 
     @model_validator(mode="after")

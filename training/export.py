@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from service.codec.codec import rate_shape
 from service.codec.context import ContextPredictor
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import context_predictor
@@ -20,6 +21,10 @@ from training.profile import integer_passes
 
 PRIOR_WEIGHT = 4000
 """observations that the logistic counts for when a table is fitted to what occurred"""
+GUESS_CROPS, GUESS_EVERY = 192, 10
+"""crops, and every so many step indices, that the guess of a size is fitted to"""
+GUESS_RANGE = (0.03, 0.6)
+"""bits a pixel that sizes are asked for"""
 
 
 def fit_counts(predictor: ContextPredictor, latents: np.ndarray, indices: list[int], rng: np.random.Generator) -> Counts:
@@ -37,6 +42,23 @@ def fit_counts(predictor: ContextPredictor, latents: np.ndarray, indices: list[i
     return np.array(counts, np.int32)
 
 
+def fit_rate_guess(coder: EntropyCoder, latents: np.ndarray, pixels: int, indices: list[int]) -> dict[str, float]:
+    """The power law between ``rate_shape`` and the ideal bits of these latents (N, C, h, w), each of so many pixels."""
+    shapes, rates = [], []
+    for latent in latents:
+        shape = rate_shape(latent)
+        for index in indices[::GUESS_EVERY]:
+            bits = coder.ideal_bits(quantise(latent, index), index)
+            if GUESS_RANGE[0] < bits / pixels < GUESS_RANGE[1]:
+                shapes.append(shape[index])
+                rates.append(bits / latent.size)
+    if len(rates) < 2:
+        return {}
+    shape_logs, rate_logs = np.log(shapes), np.log(rates)
+    slope = float(np.clip(np.polyfit(shape_logs, rate_logs, 1)[0], 0.5, 3))
+    return {"rate": round(float(np.exp(np.mean(rate_logs - slope * shape_logs))), 3), "slope": round(slope, 3)}
+
+
 def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     """Write the model folder ``out``; the model card beside it is written by hand."""
     context, scale = context_stage.load(config, folder)
@@ -47,6 +69,8 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     predictor = context_predictor(tensors, config.autoencoder.latent_channels)
     latents = (encoded.latents / scale).numpy()
     tensors["counts"] = fit_counts(predictor, latents, indices, np.random.default_rng(config.seed))
+
+    coder = EntropyCoder(context_predictor(tensors, config.autoencoder.latent_channels))
 
     out.mkdir(parents=True, exist_ok=True)
     progress = unet.finished(config, folder)
@@ -65,6 +89,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "latent_std": [round(scale, 6)] * channels,
         "entropy": {"kind": "context", "file": "entropy.safetensors"},
         "rate_points": {"quality_0": indices[-1], "quality_100": indices[0]},
+        "rate_guess": fit_rate_guess(coder, latents[:GUESS_CROPS], config.data.crop**2, indices),
         "default_steps": 1 if progress.step else 0,
     }
     (out / "sdc.json").write_text(json.dumps(manifest, indent=2) + "\n")

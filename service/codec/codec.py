@@ -22,10 +22,6 @@ from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, L
 from service.errors import CorruptBlob, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
-TYPICAL_RATE, TYPICAL_SLOPE = 0.63, 1.48
-"""of ``rate_shape``, from picture to picture: where the search for a size begins"""
-SLOPE_WITHIN = 1.47
-"""of ``rate_shape``, from step to step of one picture: how the search goes on"""
 NEAR = 4
 """an estimate so many steps away is near enough to code by"""
 MOST_ESTIMATES = 3
@@ -62,10 +58,12 @@ def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
     return shape
 
 
-def _through(sizes: dict[int, int], shape: npt.NDArray[np.float64], budget: int) -> npt.NDArray[np.float64]:
-    """Size predicted for each step index: a power law of ``shape`` through the known size nearest the budget and one further off."""
+def _through(sizes: dict[int, int], shape: npt.NDArray[np.float64], slope: float, budget: int) -> npt.NDArray[np.float64]:
+    """Size predicted for each step index: a power law of ``shape`` through the known size nearest the budget and one further off.
+
+    ``slope`` is that of the law where no other size is known.
+    """
     first, *others = sorted(sizes, key=lambda index: abs(np.log(sizes[index] / budget)))
-    slope = SLOPE_WITHIN
     for other in others:
         if abs(other - first) >= 4:  # nearer ones say more about rounding than about the picture
             slope = float(np.clip(np.log(sizes[first] / sizes[other]) / np.log(shape[first] / shape[other]), 0.5, 3))
@@ -113,14 +111,15 @@ class Codec:
         """
         budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
         shape = rate_shape(latent)
-        predicted = latent.size / 8 * TYPICAL_RATE * shape**TYPICAL_SLOPE
+        guess = self.manifest.rate_guess
+        predicted = latent.size / 8 * guess.rate * shape**guess.slope
         sizes: dict[int, int] = {}
         while len(sizes) < MOST_ESTIMATES:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
             sizes[index] = max(1, round(self.entropy.estimated_bits(quantise(latent, index), index) / 8))
-            predicted = _through(sizes, shape, budget)
+            predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
         for attempt in itertools.count():
@@ -137,7 +136,7 @@ class Codec:
                 low = index
             if high - low <= 1:
                 break
-            predicted = _through(sizes, shape, budget)
+            predicted = _through(sizes, shape, guess.slope, budget)
         if best is None:
             raise SizeUnreachable(
                 f"max_bytes={max_bytes} cannot be met: the smallest file of this picture has {size} bytes", best_bytes=size
