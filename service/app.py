@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from service import __version__
 from service.api import blobs, health, pictures, problems
 from service.api.door import Door, EarlyReply, Presence
-from service.api.middleware import BodyLimit, Telling
+from service.api.middleware import BodyLimit, Telling, Varying
 from service.api.services import Services
+from service.api.variants import Variants
 from service.batching.admission import whole_seconds
 from service.errors import SdcError
 from service.pipeline import open_pipeline
@@ -25,7 +26,11 @@ from service.telemetry import metrics
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application.  Its lifespan loads and warms the model before the first request is taken; a failure stops the start."""
+    """The ASGI application.  Its lifespan loads and warms the model before the first request is taken; a failure stops the start.
+
+    Raises BadParameter for presets that cannot be.
+    """
+    variants = Variants(settings.sizes, settings.presets, settings.presets_only)
 
     def device_died(error: BaseException) -> None:
         """Nothing can be computed any more: stop, so that whoever runs the service starts it again."""
@@ -47,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
             except Exception:
                 log.exception("start failed")
                 raise
-            app.state.services = Services(pipeline, store, settings)
+            app.state.services = Services(pipeline, store, settings, variants)
             pipeline.batcher.on_death = device_died
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(
@@ -87,5 +92,6 @@ def create_app(settings: Settings) -> FastAPI:
         retry_after_s=retry_after_s,
     )
     app.add_middleware(EarlyReply)
+    app.add_middleware(Varying)
     app.add_middleware(Telling)
     return app

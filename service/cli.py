@@ -66,6 +66,7 @@ def _bench_told() -> Iterator[None]:
 
 def _settings(model: Path | None = None, **overrides: object) -> Settings:
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from service.settings import Settings
 
@@ -75,6 +76,9 @@ def _settings(model: Path | None = None, **overrides: object) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             _complain(f"SDC_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}")
+        raise typer.Exit(2) from error
+    except SettingsError as error:  # of a list or a mapping
+        _complain(f"{error}: it must be JSON; each is named SDC_ and the field in capitals")
         raise typer.Exit(2) from error
 
 
@@ -152,12 +156,18 @@ def render(
     to: Annotated[Literal["png", "webp", "jpg", "avif"], typer.Option(help="Format to write.")] = "png",
     steps: Annotated[int | None, typer.Option(help="U-Net steps; 0 is the auto-encoder alone.", min=0, max=8)] = None,
     quality: Annotated[int, typer.Option(help="Of a lossy format.", min=1, max=100)] = 80,
+    width: Annotated[int | None, typer.Option(help="Pixels; never enlarged.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; never enlarged.")] = None,
+    fit: Annotated[Literal["inside", "cover", "contain", "fill"], typer.Option(help="How it fits width and height.")] = "inside",
     model: Model = None,
 ) -> None:
     """.sdc files to pictures, without a server."""
+    from service.imaging.resizing import Box
     from service.pipeline import RenderOptions
 
-    options = RenderOptions(to, steps, quality)
+    with _told():
+        box = Box(width, height, fit) if width or height or fit != "inside" else None
+    options = RenderOptions(to, steps, quality, box)
 
     async def one(pipeline: Pipeline, path: Path) -> bytes:
         return (await pipeline.render(path.read_bytes(), options)).content

@@ -35,6 +35,7 @@ from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
+from service.imaging.resizing import Box, plan, resize
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
 from service.process import tune
 from service.settings import Settings
@@ -85,7 +86,9 @@ class RenderOptions:
     steps: int | None = None
     """U-Net steps; None is the model's default"""
     quality: int = DEFAULT_QUALITY
-    """of the written format, 1..100"""
+    """of the written format, 1..100; says nothing for a lossless one"""
+    box: Box | None = None
+    """what it shall fit; None is the size it has"""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,12 @@ class Pipeline:
 
     def variant(self, blob_id: str, options: RenderOptions) -> str:
         """Names a render before it is made: id, parameters, model and pixel-decoder version, equal on every replica."""
-        steps = self.steps_of(options)
-        return f"{blob_id}.{options.extension}.q{options.quality}.s{steps}.{self.codec.model_identity.hex()}.{DECODER_VERSION}"
+        asked = [options.extension, f"s{self.steps_of(options)}"]
+        if not FORMATS[options.extension].lossless:
+            asked.append(f"q{options.quality}")
+        if options.box is not None:
+            asked.append(str(options.box))
+        return ".".join((blob_id, *asked, self.codec.model_identity.hex(), str(DECODER_VERSION)))
 
     def steps_of(self, options: RenderOptions) -> int:
         return self.engine.manifest.default_steps if options.steps is None else options.steps
@@ -252,12 +259,13 @@ class Pipeline:
         stages = Stages()
         blob = self.parse(content)
         largest_side = FORMATS[options.extension].largest_side
-        if max(blob.width, blob.height) > largest_side:
+        canvas = (blob.width, blob.height) if options.box is None else plan(blob.width, blob.height, options.box).canvas
+        if max(canvas) > largest_side:
             raise BadParameter(f"{options.extension} holds {largest_side} pixels a side at most: ask for another format")
         with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height), "interactive", deadline) as ticket:
             picture = await self._restore(blob, self.steps_of(options), stages, ticket)
             with stages.timed("write"):
-                written = await ticket.aside(lambda: write_picture(picture, options.extension, options.quality), finishing=True)
+                written = await ticket.aside(lambda: _write(picture, options), finishing=True)
         return Rendered(written, stages.seconds)
 
     async def restore(self, blob: Blob, steps: int) -> Picture:
@@ -322,6 +330,11 @@ class Pipeline:
 
     async def close(self) -> None:
         await self.batcher.close()
+
+
+def _write(picture: Picture, options: RenderOptions) -> bytes:
+    sized = picture if options.box is None else resize(picture, options.box)
+    return write_picture(sized, options.extension, options.quality)
 
 
 def _check_tiling(blob: Blob, downscale: int) -> None:

@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0)
     admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without it DELETE is 403.")
+    sizes: list[int] = Field(default_factory=list, description="Widths and heights that renders may be asked for, as JSON; empty: any.")
+    presets: dict[str, dict[str, int | str]] = Field(
+        default_factory=dict, description='Renders with a name, as JSON: {"thumb": {"w": 320, "h": 320, "fit": "cover"}}.'
+    )
+    presets_only: bool = Field(False, description="Renders take `preset` and nothing else: a stranger cannot fill the cache.")
     max_pixels: int = Field(52_428_800, ge=1, description="Largest picture accepted, 50 x 2**20.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
     max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")

@@ -41,6 +41,10 @@ def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo
     sdc("render", blob, "-o", tmp_path / "out")
     shown = np.asarray(Image.open(tmp_path / "out" / "cat.png")).astype(float)
     assert 10 * np.log10(255**2 / ((shown - photo) ** 2).mean()) > 24
+    sdc("render", blob, "-o", tmp_path / "small", "--to", "webp", "--width", 100, "--height", 100, "--fit", "cover")
+    with Image.open(tmp_path / "small" / "cat.webp") as small:
+        assert small.size == (100, 100)
+    assert "needs a width or a height" in sdc("render", blob, "-o", tmp_path / "small", "--fit", "cover", code=1)
     described = json.loads(sdc("inspect", blob))
     assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
 
@@ -102,6 +106,11 @@ def test_models(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDC_SIZES", "320,640")
+    assert "JSON" in sdc("serve", code=2)
+    monkeypatch.setenv("SDC_SIZES", "[320, 640]")
+    monkeypatch.setenv("SDC_PRESETS", '{"thumb": {"width": 320}}')
+    assert "preset 'thumb'" in sdc("serve", code=1)
     monkeypatch.setenv("SDC_PORT", "many")
     assert "SDC_PORT" in sdc("serve", code=2)
 

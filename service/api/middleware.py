@@ -85,6 +85,22 @@ def _operation(scope: Mapping[str, object]) -> str:
     return working_operation(str(scope["path"])) or str(getattr(scope.get("route"), "name", "none"))
 
 
+class Varying(HttpMiddleware):
+    """Says ``Vary: Accept`` on every reply of an address whose reply depends on it, errors included: what a cache must know it must know
+    of all of them."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = str(scope["path"])
+
+        async def send_varying(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).add_vary_header("Accept")
+            await send(message)
+
+        negotiated = path in ("/compress", "/decompress") or (path.startswith("/render/") and "." not in path)
+        await self.app(scope, receive, send_varying if negotiated else send)
+
+
 class BodyLimit(HttpMiddleware):
     """Refuses a body over the limit: unread where Content-Length says so, else as soon as it has grown too long."""
 

@@ -31,13 +31,24 @@ def qualities(accept: str) -> dict[str, float]:
 
 
 def pick_extension(accept: str | None) -> str:
-    """The format for an Accept header: the best of those the client names, else the default."""
+    """The format for an Accept header: the best of those the client names, unless it likes others better; then the default.
+
+    A wildcard names nothing: whoever sends ``*/*`` may be old, and gets what every client can show.
+    """
     wanted = qualities(accept or "")
+
+    def quality(extension: str) -> float | None:
+        media = FORMATS[extension].content_type
+        return next((wanted[each] for each in (media, "image/*", "*/*") if each in wanted), None)
+
     named = [extension for extension in PREFERENCE if wanted.get(FORMATS[extension].content_type, 0.0) > 0]
+    default = quality(DEFAULT_EXTENSION)
     if named:
-        return max(named, key=lambda extension: wanted[FORMATS[extension].content_type])
-    refused = wanted.get(FORMATS[DEFAULT_EXTENSION].content_type) == 0.0
-    return "jpg" if refused else DEFAULT_EXTENSION
+        best = max(named, key=lambda extension: wanted[FORMATS[extension].content_type])
+        return best if wanted[FORMATS[best].content_type] >= (default or 0.0) else DEFAULT_EXTENSION
+    if default == 0.0:
+        return next((extension for extension in ("jpg", "webp", "avif") if quality(extension) != 0.0), DEFAULT_EXTENSION)
+    return DEFAULT_EXTENSION
 
 
 def wants_blob(accept: str | None) -> bool:

@@ -20,6 +20,7 @@ from service.api.services import (
     require_in_time,
     server_timing,
 )
+from service.api.variants import Variant
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, RenderOptions
@@ -35,7 +36,9 @@ EMBEDDABLE = {
     "Accept-Ranges": "none",
 }
 BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 415, 422, 503)}
+REDIRECT = "public, max-age=86400"
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
+PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
 NO_ID: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 410, 503)}
 BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
 
@@ -62,7 +65,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
         require_in_time(deadline)  # it is stored: asking again is quick
     blob = services.pipeline.parse(content)
     status = 201 if created else 200
-    headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", "Vary": "Accept", **timing}
+    headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", **timing}
     if wants_blob(request.headers.get("accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
         return Response(content, status, headers, BLOB_TYPE)
@@ -77,19 +80,18 @@ async def decompress(
     """An ``.sdc`` body back to a picture; nothing is stored."""
     extension = query.format or pick_extension(request.headers.get("accept"))
     services.pipeline.refuse_hopeless("render", deadline)
-    rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q), deadline)
+    rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q, query.box), deadline)
     require_in_time(deadline)
     headers = {
         **EMBEDDABLE,
         "Cache-Control": "no-store",
-        "Vary": "Accept",
         "Server-Timing": server_timing(rendered.seconds),
         "Content-Disposition": disposition(f"picture.{extension}"),
     }
     return Response(rendered.content, 200, headers, FORMATS[extension].content_type)
 
 
-@router.get("/render/{blob_id}.{extension}", response_class=Response, responses={200: PICTURE, **NO_ID})
+@router.get("/render/{blob_id}.{extension}", response_class=Response, responses={**PICTURE_REPLIES, **NO_ID})
 @router.head("/render/{blob_id}.{extension}", include_in_schema=False)
 async def render_as(
     request: Request,
@@ -99,45 +101,50 @@ async def render_as(
     services: InjectedServices,
     deadline: Deadline,
 ) -> Response:
-    """The picture in the format its extension names: png, webp, jpg or avif."""
+    """The picture in the format its extension names: png, webp, jpg or avif.  Another spelling of an address is redirected to the one."""
     if extension not in FORMATS:
-        raise NotFound(f"no format '{extension}': use {', '.join(FORMATS)}")
-    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), {}, deadline)
+        raise NotFound(f"no format '{extension[:20]}': use {', '.join(FORMATS)}")
+    return await _render(request, services, blob_id, services.variants.variant(query, extension), deadline)
 
 
-@router.get("/render/{blob_id}", response_class=Response, responses={200: PICTURE, **NO_ID})
+@router.get("/render/{blob_id}", response_class=Response, responses={**PICTURE_REPLIES, **NO_ID})
 @router.head("/render/{blob_id}", include_in_schema=False)
 async def render(
     request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices, deadline: Deadline
 ) -> Response:
     """The picture in the format that the Accept header likes best; PNG for clients that name none."""
-    extension = pick_extension(request.headers.get("accept"))
-    negotiated = {"Vary": "Accept", "Content-Location": f"/render/{blob_id}.{extension}"}
-    return await _render(request, services, blob_id, RenderOptions(extension, query.steps, query.q), negotiated, deadline)
+    return await _render(request, services, blob_id, services.variants.variant(query, None), deadline)
 
 
-async def _render(
-    request: Request, services: Services, blob_id: str, options: RenderOptions, negotiated: dict[str, str], deadline: float
-) -> Response:
-    """Existence, then validators, then work: a deleted id is 410 and never 304, and neither 304 nor HEAD touches the device."""
-    variant = services.pipeline.variant(blob_id, options)
-    entity_tag = f'W/"{variant}"'
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **negotiated}
+async def _render(request: Request, services: Services, blob_id: str, variant: Variant, deadline: float) -> Response:
+    """In this order: spelling, existence, validators, work.  A deleted id is 410 and never 304; neither 304 nor HEAD touches the device."""
+    default_steps = services.pipeline.engine.manifest.default_steps
+    canonical = variant.path(blob_id, variant.extension, default_steps)
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if asked != canonical:
+        return Response(None, 308, {"Location": canonical, "Cache-Control": REDIRECT})
+    extension = variant.extension or pick_extension(request.headers.get("accept"))
+    options = variant.options(extension)
+    name = services.pipeline.variant(blob_id, options)
+    entity_tag = f'W/"{name}"'
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE}
+    if variant.extension is None:
+        headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
     unchanged = matches(request.headers.get("if-none-match"), entity_tag)
     if unchanged or request.method == "HEAD":
         await services.require(blob_id)
     if unchanged:
         return Response(None, 304, headers)
-    headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{options.extension}")}
-    content_type = FORMATS[options.extension].content_type
+    headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
+    content_type = FORMATS[extension].content_type
     if request.method == "HEAD":
         reply = Response(None, 200, headers, content_type)
         del reply.headers["Content-Length"]  # unknown without rendering
         return reply
-    if variant not in services.renders:
+    if name not in services.renders:
         services.pipeline.refuse_hopeless("render", deadline)
     content = await services.read(blob_id)
-    rendered = await services.renders.run(variant, lambda: services.pipeline.render(content, options, deadline))
+    rendered = await services.renders.run(name, lambda: services.pipeline.render(content, options, deadline))
     require_in_time(deadline)
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)

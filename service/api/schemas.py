@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.batching.waiting import Lane
+from service.errors import BadParameter
+from service.imaging.resizing import LARGEST_BOX, Box, Fit
+from service.imaging.writing import DEFAULT_QUALITY
 
 MOST_STEPS = 8
 
@@ -35,13 +38,39 @@ class CompressQuery(Query):
     )
 
 
-class RenderQuery(Query):
+class SizedQuery(Query):
+    """Size and quality of a picture."""
+
+    w: WholeNumber | None = Field(None, ge=1, le=LARGEST_BOX, description="Width in pixels; a picture is never enlarged.")
+    h: WholeNumber | None = Field(None, ge=1, le=LARGEST_BOX, description="Height in pixels.")
+    fit: Fit = Field(
+        "inside",
+        description="`inside` the box, `cover` it and be cut, `contain`: inside, on a ground of exactly that size, or `fill`: stretched.",
+    )
+    q: WholeNumber = Field(DEFAULT_QUALITY, ge=1, le=100, description="Quality of a lossy format.")
     steps: WholeNumber | None = Field(None, ge=0, le=MOST_STEPS, description="U-Net steps; 0: auto-encoder alone.")
-    q: WholeNumber = Field(80, ge=1, le=100, description="Quality of a lossy format.")
+
+    @property
+    def box(self) -> Box | None:
+        """Raises BadParameter for a fit that needs a side which is not given."""
+        if self.w is None and self.h is None:
+            if self.fit != "inside":
+                raise BadParameter(f"fit={self.fit} needs w and h")
+            return None
+        return Box(self.w, self.h, self.fit)
 
 
-class DecompressQuery(RenderQuery):
-    format: Literal["png", "webp", "jpg", "avif"] | None = Field(None, description="Instead of the Accept header.")
+Extension = Literal["png", "webp", "jpg", "avif"]
+
+
+class RenderQuery(SizedQuery):
+    dpr: str | None = Field(None, pattern=r"^[1-4](\.\d{1,2})?$", description="Multiplies w and h: 1 to 4.99; redirects to the product.")
+    format: Extension | None = Field(None, description="Redirects to the address with that extension.")
+    preset: str | None = Field(None, description="A variant that the service names; instead of all other parameters.")
+
+
+class DecompressQuery(SizedQuery):
+    format: Extension | None = Field(None, description="Instead of the Accept header.")
 
 
 class NoQuery(Query):

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from service.api.schemas import BlobInfo, Links
+from service.api.variants import Variants
 from service.batching.refusals import missed
 from service.batching.shared import SharedRuns
 from service.codec.container import Blob
@@ -37,6 +38,7 @@ class Services:
     pipeline: Pipeline
     blobs: BlobStore
     settings: Settings
+    variants: Variants
     compressions: SharedRuns[Compressed] = field(default_factory=SharedRuns)
     """by id"""
     renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)

@@ -23,10 +23,11 @@ class Format:
     content_type: str
     largest_side: int
     """pixels; more cannot be written"""
+    lossless: bool = False
 
 
 FORMATS: Final = {
-    "png": Format("png", "image/png", LARGEST_SIDE),
+    "png": Format("png", "image/png", LARGEST_SIDE, lossless=True),
     "webp": Format("webp", "image/webp", WEBP_LARGEST_SIDE),
     "jpg": Format("jpg", "image/jpeg", 65500),
     "avif": Format("avif", "image/avif", LARGEST_SIDE),

@@ -66,7 +66,7 @@ def test_deleting_needs_the_key_and_is_remembered(client: TestClient) -> None:
 def test_deleting_is_off_without_a_key(client: TestClient, monkeypatch: object) -> None:
     services = client.app.state.services  # type: ignore[attr-defined]
     without = services.settings.model_copy(update={"admin_key": None})
-    client.app.state.services = type(services)(services.pipeline, services.blobs, without)  # type: ignore[attr-defined]
+    client.app.state.services = replace(services, settings=without)  # type: ignore[attr-defined]
     try:
         assert client.delete("/blobs/" + "a" * 26, headers=ADMIN).status_code == 403
     finally:

@@ -156,6 +156,14 @@ def test_decompress(client: TestClient) -> None:
         ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),
         ("text/html", "image/png"),
         ("image/png;q=0", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("image/webp;q=0.4, image/*;q=0.8", "image/png"),
+        ("image/webp, */*", "image/webp"),
+        ("image/*;q=0, image/avif", "image/avif"),
+        ("image/png;q=0, image/jpeg;q=0, */*", "image/webp"),
+        ("*/*;q=0", "image/png"),
+        ("IMAGE/WEBP ; Q=1.000", "image/webp"),
+        ("image/webp;q=2", "image/png"),
     ],
 )
 def test_negotiation(client: TestClient, accept: str | None, content_type: str) -> None:
@@ -191,9 +199,93 @@ def test_head_and_304_do_not_touch_the_device(client: TestClient) -> None:
 
 def test_variants_have_their_own_tags(client: TestClient) -> None:
     path = client.post("/compress", content=PHOTO).headers["location"]
-    urls = [f"{path}.webp", f"{path}.png", f"{path}.webp?q=30", f"{path}.webp?steps=0"]
-    assert len({client.head(url).headers["etag"] for url in urls}) == 4
-    assert all(client.head(url).headers["etag"].startswith('W/"') for url in urls)
+    queries = (".png", ".webp", "?q=30", "?steps=0", "?w=20", "?h=20", "?w=20&h=20", "?w=20&h=20&fit=cover", "?w=20&h=20&fit=cover&q=30")
+    urls = [path + (query if query.startswith(".") else f".webp{query}") for query in queries]
+    replies = [client.head(url, follow_redirects=False) for url in urls]
+    assert [reply.status_code for reply in replies] == [200] * len(urls)
+    assert len({reply.headers["etag"] for reply in replies}) == len(urls)
+    assert all(reply.headers["etag"].startswith('W/"') for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("query", "size"),
+    [
+        ("?w=40", (40, 30)),
+        ("?h=30", (40, 30)),
+        ("?w=20&h=20&fit=cover", (20, 20)),
+        ("?w=40&h=40&fit=contain", (40, 40)),
+        ("?w=40&h=40&fit=fill", (40, 40)),
+        ("?w=4000", (80, 60)),
+    ],
+)
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_sizes(client: TestClient, query: str, size: tuple[int, int], extension: str) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    shown = client.get(f"{path}.{extension}{query}", follow_redirects=False)
+    assert shown.status_code == 200
+    assert Image.open(io.BytesIO(shown.content)).size == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "canonical"),
+    [
+        (".webp?h=20&w=30", ".webp?w=30&h=20"),
+        (".webp?q=80", ".webp"),
+        (".webp?q=050", ".webp?q=50"),
+        (".webp?w=20&fit=inside", ".webp?w=20"),
+        (".webp?w=20&dpr=2", ".webp?w=40"),
+        (".webp?w=333&dpr=1.5", ".webp?w=500"),
+        (".png?q=30", ".png"),
+        (".webp?%77=30", ".webp?w=30"),
+        (".webp?w=3%30", ".webp?w=30"),
+        (".webp?w=30&", ".webp?w=30"),
+        ("?format=webp&w=30", ".webp?w=30"),
+        (".png?format=webp", ".webp"),
+        ("?steps=1", ""),
+        ("?q=30", None),
+        (".webp?w=30&h=20&fit=cover&q=30&steps=0", None),
+    ],
+)
+def test_every_variant_has_one_spelling(client: TestClient, asked: str, canonical: str | None) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    for method in ("GET", "HEAD"):
+        reply = client.request(method, path + asked, follow_redirects=False)
+        if canonical is None:
+            assert reply.status_code == 200
+        else:
+            assert (reply.status_code, reply.headers["location"]) == (308, path + canonical)
+            assert client.request(method, reply.headers["location"], follow_redirects=False).status_code == 200
+
+
+def test_a_negotiated_variant_says_where_it_stands(client: TestClient) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    shown = client.get(f"{path}?w=20&q=30", headers={"accept": "image/webp"})
+    assert shown.headers["content-location"] == f"{path}.webp?w=20&q=30"
+    assert client.head(shown.headers["content-location"]).headers["etag"] == shown.headers["etag"]
+    shown = client.get(f"{path}?w=20&q=30", headers={"accept": "image/png"})
+    assert shown.headers["content-location"] == f"{path}.png?w=20"
+    assert client.head(shown.headers["content-location"], follow_redirects=False).headers["etag"] == shown.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    "query", ["w=0", "w=4097", "w=-1", "w=1e2", "w=", "fit=crop", "fit=cover", "fit=cover&w=20", "dpr=2", "dpr=5&w=5", "dpr=2.&w=5",
+              "w=4000&dpr=2", "preset=none", "q=0", "steps=9", "width=20", "w=20&w=20"],
+)  # fmt: skip
+def test_variants_that_cannot_be(client: TestClient, query: str) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    reply = client.get(f"{path}.webp?{query}", follow_redirects=False)
+    assert (reply.status_code, reply.headers["cache-control"]) == (400, "no-store")
+    assert "vary" not in reply.headers
+
+
+@pytest.mark.parametrize("suffix", ["", "?q=80", "?q=800", "?w=20"])
+def test_every_reply_of_a_negotiated_address_varies(client: TestClient, suffix: str) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    tag = client.head(path).headers["etag"]
+    for url in (path + suffix, f"/render/{'a' * 26}{suffix}"):
+        for headers in ({}, {"if-none-match": tag}):
+            assert client.get(url, headers=headers, follow_redirects=False).headers["vary"] == "Accept"
+    assert "vary" not in client.get(f"{path}.webp").headers
 
 
 GIF = io.BytesIO()
@@ -272,7 +364,7 @@ def test_a_side_that_a_format_cannot_hold(client: TestClient) -> None:
         assert client.get(f"{path}.{extension}").status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/compress?w=3", "/render/" + "a" * 26 + "?w=3", "/blobs/" + "a" * 26 + "?x=1", "/decompress?x=1"])
+@pytest.mark.parametrize("path", ["/compress?w=3", "/render/" + "a" * 26 + "?x=3", "/blobs/" + "a" * 26 + "?x=1", "/decompress?x=1"])
 def test_unknown_parameters_are_refused_everywhere(client: TestClient, path: str) -> None:
     method = "POST" if "press" in path else "GET"
     assert client.request(method, path, content=b"x").status_code == 400
