@@ -101,14 +101,14 @@ def serve(
     from service.telemetry import logs
 
     settings = _settings(model, host=host, port=port)
+    with _told():
+        app_ = create_app(settings)
     logs.configure(settings.log_level)
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         note = "listening on loopback only, because nobody needs a key: --host 0.0.0.0 opens it to the network"
     else:
         note = "listening on the network: anyone who reaches this port can use it"
     err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
-    with _told():
-        app_ = create_app(settings)
     server = uvicorn.Server(
         uvicorn.Config(
             app_,
