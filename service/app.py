@@ -21,7 +21,9 @@ from service.batching.admission import whole_seconds
 from service.errors import SdcError
 from service.pipeline import open_pipeline
 from service.settings import Settings
-from service.storage.blobs import BlobStore, open_store
+from service.storage.blobs import BlobStore
+from service.storage.objects import open_store
+from service.storage.renders import RenderCache
 from service.telemetry import metrics
 
 
@@ -43,8 +45,11 @@ def create_app(settings: Settings) -> FastAPI:
         log = structlog.get_logger()
         async with AsyncExitStack() as stack:
             try:
-                store = BlobStore(open_store(settings.store_url), settings.store_timeout_s)
+                objects = open_store(settings.store_url, settings.store_timeout_s)
+                store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes)
                 await store.check()
+                await cache.open()
+                stack.push_async_callback(cache.close)
                 pipeline = await stack.enter_async_context(open_pipeline(settings))
             except SdcError as error:
                 log.error("start failed", kind=error.kind, detail=error.detail)
@@ -52,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
             except Exception:
                 log.exception("start failed")
                 raise
-            app.state.services = Services(pipeline, store, settings, variants)
+            app.state.services = Services(pipeline, store, cache, settings, variants)
             pipeline.batcher.on_death = device_died
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(

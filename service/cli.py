@@ -274,7 +274,8 @@ def inspect(files: Files) -> None:
 @app.command()
 def doctor(model: Model = None) -> None:
     """Check this machine: device, number format, model, store.  Exit 1 when the service would not start."""
-    from service.storage.blobs import BlobStore, open_store
+    from service.storage.blobs import BlobStore
+    from service.storage.objects import open_store
 
     settings = _settings(model)
     table = Table("check", "result", show_lines=False)

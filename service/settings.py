@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0)
+    render_cache_bytes: int = Field(
+        1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
+    )
     admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without it DELETE is 403.")
     sizes: list[int] = Field(default_factory=list, description="Widths and heights that renders may be asked for, as JSON; empty: any.")
     presets: dict[str, dict[str, int | str]] = Field(

@@ -70,7 +70,9 @@ async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices
 async def delete_blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """Needs ``Authorization: Bearer <admin key>``; 403 until an admin key is set."""
     _require_admin(request, services)
-    if not await services.blobs.delete(blob_id):
+    deleted = await services.blobs.delete(blob_id)
+    await services.cache.forget(blob_id)
+    if not deleted:
         await services.require(blob_id)
         raise NotFound("there is no blob with this id")
     return Response(None, 204, {"Cache-Control": "no-store"})

@@ -23,7 +23,7 @@ from service.api.services import (
 from service.api.variants import Variant
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
-from service.pipeline import CompressOptions, RenderOptions
+from service.pipeline import CompressOptions, Rendered, RenderOptions
 
 router = APIRouter(dependencies=STRICT)
 
@@ -36,6 +36,8 @@ EMBEDDABLE = {
     "Accept-Ranges": "none",
 }
 BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 415, 422, 503)}
+HIT, MISS = "sdc; hit", "sdc; fwd=uri-miss"
+"""RFC 9211"""
 REDIRECT = "public, max-age=86400"
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
 PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
@@ -130,21 +132,34 @@ async def _render(request: Request, services: Services, blob_id: str, variant: V
     headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE}
     if variant.extension is None:
         headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
-    unchanged = matches(request.headers.get("if-none-match"), entity_tag)
-    if unchanged or request.method == "HEAD":
-        await services.require(blob_id)
-    if unchanged:
+    await services.require(blob_id)
+    if matches(request.headers.get("if-none-match"), entity_tag):
         return Response(None, 304, headers)
     headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
     content_type = FORMATS[extension].content_type
     if request.method == "HEAD":
         reply = Response(None, 200, headers, content_type)
-        del reply.headers["Content-Length"]  # unknown without rendering
+        length = services.cache.size(blob_id, name)
+        if length is None:
+            del reply.headers["Content-Length"]  # unknown without rendering
+        else:
+            reply.headers.update({"Content-Length": str(length), "Cache-Status": HIT})
         return reply
-    if name not in services.renders:
+    kept = await services.cache.read(blob_id, name)
+    if kept is not None:
+        return Response(kept, 200, {**headers, "Cache-Status": HIT}, content_type)
+    joined = name in services.renders
+    if not joined:
         services.pipeline.refuse_hopeless("render", deadline)
-    content = await services.read(blob_id)
-    rendered = await services.renders.run(name, lambda: services.pipeline.render(content, options, deadline))
+
+    async def make() -> Rendered:
+        rendered = await services.pipeline.render(await services.read(blob_id), options, deadline)
+        if await services.blobs.exists(blob_id):  # not deleted meanwhile
+            services.cache.keep(blob_id, name, rendered.content)
+        return rendered
+
+    rendered = await services.renders.run(name, make)
     require_in_time(deadline)
+    headers["Cache-Status"] = f"{MISS}; collapsed" if joined else MISS
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)

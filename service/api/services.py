@@ -23,6 +23,7 @@ from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Compressed, Pipeline, Rendered
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+from service.storage.renders import RenderCache
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
 TRAVEL_S = 0.03
@@ -37,6 +38,7 @@ Result = TypeVar("Result")
 class Services:
     pipeline: Pipeline
     blobs: BlobStore
+    cache: RenderCache
     settings: Settings
     variants: Variants
     compressions: SharedRuns[Compressed] = field(default_factory=SharedRuns)
@@ -60,7 +62,7 @@ class Services:
 
     async def require(self, blob_id: str) -> None:
         """Raise NotFound or Gone unless the blob exists; reads no body."""
-        if await self.blobs.size(blob_id) is None:
+        if not await self.blobs.exists(blob_id):
             await self._missing(blob_id)
 
     async def read(self, blob_id: str) -> bytes:

@@ -39,7 +39,7 @@ export default function () {
     reply = http.post(url, body.buffer, { headers, timeout: '120s' });
   } else {
     // Another quality is another render: identical ones would share a run.
-    reply = http.get(`${url}?q=${50 + (Math.floor(n / jobs.length) % 45)}`, { headers, timeout: '120s' });
+    reply = http.get(`${url}?q=${50 + (Math.floor(n / jobs.length) % 30)}`, { headers, timeout: '120s' });
   }
   if (reply.status === 200 || reply.status === 201) {
     accepted.add(reply.timings.duration);

@@ -275,7 +275,7 @@ def main(settings: Settings, seconds: float, out: Console) -> None:
 
     with (
         tempfile.TemporaryDirectory() as name,
-        serving(Path(name), Path(name) / "log", SDC_MODEL=str(settings.model), SDC_LOG_LEVEL="error") as server,
+        serving(Path(name), Path(name) / "log", SDC_MODEL=str(settings.model), SDC_LOG_LEVEL="error", SDC_RENDER_CACHE_BYTES="0") as server,
     ):
         load = Load(server, Path(name), jobs)
         idle = _idle(server, part)

@@ -1,50 +1,23 @@
-"""Named bytes that are written once: blobs, their sidecars and the marks of deleted ones.
+"""Blobs, their sidecars and the marks of deleted ones: written once.
 
-    blobs/<id>.sdc     the blob
-    blobs/<id>.json    what is known beside it
-    deleted/<id>       the id was deleted; a new write takes the mark away
-
-obstore is called synchronously, on threads: its asynchronous calls finish on threads of their own, and one that is still at it when a
-short-lived process ends aborts the process (seen in 1 of 10 runs; pyo3-async-runtimes issue 40).
+blobs/<id>.sdc     the blob
+blobs/<id>.json    what is known beside it
+deleted/<id>       the id was deleted; a new write takes the mark away
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
+from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-from urllib.parse import unquote, urlsplit
-
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from service.errors import NotFound, StoreUnavailable
+from service.storage.objects import Objects
 
 ID_PATTERN = re.compile(r"[a-z2-7]{26}")
-
-CONCURRENT_CALLS = 16
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
-
-def open_store(url: str) -> ObjectStore:
-    """``file:///folder`` (made if missing), ``memory:///`` or anything obstore reads; raises StoreUnavailable."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "file":
-            folder = Path(unquote(parts.path))
-            folder.mkdir(parents=True, exist_ok=True)
-            return LocalStore(folder)
-        if parts.scheme == "memory":
-            return MemoryStore()
-        return from_url(url)
-    except (OSError, ValueError, BaseError) as error:
-        raise StoreUnavailable(f"the store {parts.scheme}:// cannot be opened: {_first_line(error)}") from error
+SEEN_S, SEEN_COUNT = 30.0, 65536
+"""how long, and of how many, a blob once seen is taken to be there"""
 
 
 class BlobStore:
@@ -53,10 +26,10 @@ class BlobStore:
     Every method raises StoreUnavailable when the store fails, and NotFound for an id that cannot be one.
     """
 
-    def __init__(self, store: ObjectStore, timeout_s: float = 10.0) -> None:
-        self._store = store
-        self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="store")
+    def __init__(self, objects: Objects, clock: Callable[[], float] = time.monotonic) -> None:
+        self._objects, self._clock = objects, clock
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        """until when an id is taken to exist without asking"""
 
     async def create(self, blob_id: str, blob: bytes, sidecar: bytes) -> bool:
         """Store a blob unless the id is taken; returns whether this call stored it.  Never visible in part.
@@ -65,84 +38,63 @@ class BlobStore:
         without.  Whoever loses a race re-reads what was stored.
         """
         _check(blob_id)
-        first = await self._create(f"blobs/{blob_id}.json", sidecar)
+        first = await self._objects.create(f"blobs/{blob_id}.json", sidecar)
         try:
-            created = await self._create(f"blobs/{blob_id}.sdc", blob)
+            created = await self._objects.create(f"blobs/{blob_id}.sdc", blob)
         except StoreUnavailable:
             if first:  # a full disk takes the small file and not the large one: leave neither
-                await self._delete(f"blobs/{blob_id}.json")
+                await self._objects.delete(f"blobs/{blob_id}.json")
             raise
         if created:
-            await self._delete(f"deleted/{blob_id}")
+            await self._objects.delete(f"deleted/{blob_id}")
         return created
 
     async def read(self, blob_id: str) -> bytes | None:
         """The blob, or None when there is none."""
-        return await self._read(f"blobs/{_check(blob_id)}.sdc")
+        return await self._objects.read(f"blobs/{_check(blob_id)}.sdc")
 
     async def read_sidecar(self, blob_id: str) -> bytes | None:
-        return await self._read(f"blobs/{_check(blob_id)}.json")
+        return await self._objects.read(f"blobs/{_check(blob_id)}.json")
 
     async def size(self, blob_id: str) -> int | None:
         """Length of the blob without reading it, or None when there is none."""
-        try:
-            meta = await self._call(obstore.head, self._store, f"blobs/{_check(blob_id)}.sdc")
-        except FileNotFoundError:
-            return None
-        return int(meta["size"])
+        return await self._objects.size(f"blobs/{_check(blob_id)}.sdc")
+
+    async def exists(self, blob_id: str) -> bool:
+        """Whether there is a blob, by what was seen within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
+        now = self._clock()
+        if self._seen.get(blob_id, now) > now:
+            return True
+        found = await self.size(blob_id) is not None
+        if found:
+            self._seen[blob_id] = now + SEEN_S
+            self._seen.move_to_end(blob_id)
+            if len(self._seen) > SEEN_COUNT:
+                self._seen.popitem(last=False)
+        else:
+            self._seen.pop(blob_id, None)
+        return found
 
     async def was_deleted(self, blob_id: str) -> bool:
-        return await self._read(f"deleted/{_check(blob_id)}") is not None
+        return await self._objects.read(f"deleted/{_check(blob_id)}") is not None
 
     async def delete(self, blob_id: str) -> bool:
         """Delete blob and sidecar and remember that they were; False when there was nothing."""
+        self._seen.pop(blob_id, None)
         if await self.size(blob_id) is None:
             return False
-        await self._call(obstore.put, self._store, f"deleted/{blob_id}", b"")
-        await self._delete(f"blobs/{blob_id}.sdc")
-        await self._delete(f"blobs/{blob_id}.json")
+        await self._objects.write(f"deleted/{blob_id}", b"")
+        await self._objects.delete(f"blobs/{blob_id}.sdc")
+        await self._objects.delete(f"blobs/{blob_id}.json")
+        self._seen.pop(blob_id, None)  # seen by somebody in between
         return True
 
     async def check(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
-        await self._read("deleted/probe")
-
-    async def _create(self, path: str, content: bytes) -> bool:
-        try:
-            await self._call(obstore.put, self._store, path, content, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
-
-    async def _read(self, path: str) -> bytes | None:
-        try:
-            return await self._call(lambda: bytes(obstore.get(self._store, path).bytes()))
-        except FileNotFoundError:
-            return None
-
-    async def _delete(self, path: str) -> None:
-        try:
-            await self._call(obstore.delete, self._store, path)
-        except FileNotFoundError:
-            pass
-
-    async def _call(self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        try:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
-            return await asyncio.wait_for(running, self._timeout_s)
-        except (FileNotFoundError, AlreadyExistsError):
-            raise
-        except TimeoutError as error:
-            raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s") from error
-        except (OSError, BaseError) as error:
-            raise StoreUnavailable("the store failed: its own words are in the service's log") from error
+        await self._objects.read("deleted/probe")
 
 
 def _check(blob_id: str) -> str:
     if not ID_PATTERN.fullmatch(blob_id):
         raise NotFound("an id is 26 characters of a-z and 2-7")
     return blob_id
-
-
-def _first_line(error: Any) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

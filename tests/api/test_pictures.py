@@ -1,6 +1,8 @@
 import asyncio
 import io
 import json
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +27,14 @@ def device_batches() -> float:
 def stored(client: TestClient) -> set[str]:
     root = Path(client.app.state.services.settings.store_url.removeprefix("file://"))  # type: ignore[attr-defined]
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """What happens after the reply does not take long."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_whole_journey(client: TestClient) -> None:
@@ -185,7 +195,7 @@ def test_head_and_304_do_not_touch_the_device(client: TestClient) -> None:
     head = client.head(path)
     assert head.status_code == 200
     assert head.content == b""
-    differ = {"server-timing", "content-length", "x-request-id"}
+    differ = {"server-timing", "content-length", "x-request-id", "cache-status"}
     assert {k: v for k, v in head.headers.items() if k not in differ} == {k: v for k, v in shown.headers.items() if k not in differ}
     tag = shown.headers["etag"]
     for condition in (tag, "*", f'"other", {tag}', tag.removeprefix("W/")):
@@ -375,3 +385,50 @@ def test_decompress_refuses_what_is_no_blob(client: TestClient, body: bytes) -> 
     reply = client.post("/decompress", content=body)
     assert reply.status_code in (415, 422)
     assert json.loads(reply.content)["detail"]
+
+
+def test_a_picture_is_rendered_once(client: TestClient) -> None:
+    path = client.post("/compress?quality=33", content=PHOTO).headers["location"] + ".webp?w=30"
+    assert "content-length" not in client.head(path).headers
+    first = client.get(path)
+    assert first.headers["cache-status"] == "sdc; fwd=uri-miss"
+    until(lambda: "content-length" in client.head(path).headers)
+    before = device_batches()
+    again = client.get(path)
+    assert again.headers["cache-status"] == "sdc; hit"
+    assert again.content == first.content
+    assert device_batches() == before
+    head = client.head(path)
+    assert int(head.headers["content-length"]) == len(first.content)
+    differ = {"server-timing", "x-request-id"}
+    assert {k: v for k, v in head.headers.items() if k not in differ} == {k: v for k, v in again.headers.items() if k not in differ}
+
+
+def test_deleting_drops_the_renders(client: TestClient) -> None:
+    path = client.post("/compress?quality=34", content=PHOTO).headers["location"]
+    first = client.get(f"{path}.webp")
+    until(lambda: any(name.startswith("renders/" + path.removeprefix("/render/")) for name in stored(client)))
+    assert client.delete(path.replace("render", "blobs"), headers={"authorization": "Bearer sesame"}).status_code == 204
+    assert not any(name.startswith("renders/" + path.removeprefix("/render/")) for name in stored(client))
+    for headers in ({}, {"if-none-match": first.headers["etag"]}, {"if-none-match": "*"}):
+        for method in ("GET", "HEAD"):
+            reply = client.request(method, f"{path}.webp", headers=headers)
+            assert (reply.status_code, reply.headers["cache-control"]) == (410, "public, max-age=10")
+    assert client.post("/compress?quality=34", content=PHOTO).status_code == 201
+    assert client.get(f"{path}.webp").content == first.content
+
+
+def test_a_blob_deleted_while_it_is_rendered_leaves_no_render(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = client.post("/compress?quality=35", content=PHOTO).headers["location"]
+    services = client.app.state.services  # type: ignore[attr-defined]
+    real = services.pipeline.render
+
+    async def deleted_meanwhile(*args: object) -> object:
+        rendered = await real(*args)
+        await services.blobs.delete(path.removeprefix("/render/"))
+        return rendered
+
+    monkeypatch.setattr(services.pipeline, "render", deleted_meanwhile)
+    client.get(f"{path}.webp")
+    assert client.get(f"{path}.webp").status_code == 410
+    assert not any(name.startswith("renders/" + path.removeprefix("/render/")) for name in stored(client))

@@ -11,7 +11,8 @@ import obstore
 import pytest
 
 from service.errors import NotFound, StoreUnavailable
-from service.storage.blobs import BlobStore, open_store
+from service.storage.blobs import BlobStore
+from service.storage.objects import open_store
 
 ID = "a" * 26
 OTHER = "b" * 26
@@ -108,7 +109,7 @@ def test_a_store_that_fails_half_way_keeps_nothing(tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device")
         return real(where, path, content, **options)  # type: ignore[arg-type, call-overload]
 
-    monkeypatch.setattr("service.storage.blobs.obstore.put", full)
+    monkeypatch.setattr("service.storage.objects.obstore.put", full)
 
     async def check() -> None:
         with pytest.raises(StoreUnavailable):
@@ -120,8 +121,8 @@ def test_a_store_that_fails_half_way_keeps_nothing(tmp_path: Path, monkeypatch: 
 
 def test_a_slow_store_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("service.storage.blobs.obstore.get", lambda *_: release.wait(30))
-    store = BlobStore(open_store("memory:///"), timeout_s=0.01)
+    monkeypatch.setattr("service.storage.objects.obstore.get", lambda *_: release.wait(30))
+    store = BlobStore(open_store("memory:///", timeout_s=0.01))
 
     async def check() -> None:
         with pytest.raises(StoreUnavailable, match="did not answer"):
@@ -133,7 +134,8 @@ def test_a_slow_store_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WRITER = """
 import asyncio, os, sys
-from service.storage.blobs import BlobStore, open_store
+from service.storage.blobs import BlobStore
+from service.storage.objects import open_store
 store = BlobStore(open_store(sys.argv[1]))
 async def main():
     print("ready", flush=True)
@@ -170,7 +172,7 @@ def test_kill_leaves_no_half_blob(tmp_path: Path) -> None:
 def test_short_lived_commands_exit_cleanly(tmp_path: Path) -> None:
     """obstore's runtime must not keep a process from ending."""
     code = (
-        "import asyncio, sys; from service.storage.blobs import BlobStore, open_store;"
+        "import asyncio, sys; from service.storage.blobs import BlobStore; from service.storage.objects import open_store;"
         "asyncio.run(BlobStore(open_store(sys.argv[1])).create('c' * 26, b'x', b'{}'))"
     )
     for _ in range(50):

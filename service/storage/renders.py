@@ -1,0 +1,120 @@
+"""Rendered pictures, kept until there is no more room.  Everything here can be made again: safe to delete at any time.
+
+    renders/<id>/<variant>
+
+On this machine's disk or memory the least recently used go first.  On an object store nothing is thrown away: a lifecycle rule on the
+prefix does that, without anybody asking what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+import structlog
+
+from service.errors import StoreUnavailable
+from service.storage.objects import Objects
+from service.telemetry import metrics
+
+PREFIX = "renders"
+
+
+class RenderCache:
+    """Bytes by blob and variant.
+
+    Args:
+        objects: where they are kept.
+        max_bytes: of all together, where the place is this machine's; 0 keeps nothing.
+
+    A store that fails is a miss, logged and counted: the picture is made again.
+    """
+
+    def __init__(self, objects: Objects, max_bytes: int) -> None:
+        self._objects, self._max_bytes = objects, max_bytes
+        self._bounded = objects.ours
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        """least recently used first; only where bounded"""
+        self._bytes = 0
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Take stock of what an earlier process left."""
+        if not self._bounded:
+            return
+        for path, size in await self._objects.list(f"{PREFIX}/"):
+            self._note(path, size)
+        await self._evict()
+
+    async def read(self, blob_id: str, variant: str) -> bytes | None:
+        """The picture, or None."""
+        path = _path(blob_id, variant)
+        if not self._max_bytes or (self._bounded and path not in self._sizes):
+            metrics.RENDER_CACHE.labels(result="miss").inc()
+            return None
+        try:
+            content = await self._objects.read(path)
+        except StoreUnavailable as error:
+            self._failed(error)
+            return None
+        if content is None:
+            self._forget(path)
+        elif self._bounded and path in self._sizes:
+            self._sizes.move_to_end(path)
+        metrics.RENDER_CACHE.labels(result="miss" if content is None else "hit").inc()
+        return content
+
+    def size(self, blob_id: str, variant: str) -> int | None:
+        """Length of the picture where it is known without asking."""
+        return self._sizes.get(_path(blob_id, variant))
+
+    def keep(self, blob_id: str, variant: str, content: bytes) -> None:
+        """Write in the background: nobody waits for it."""
+        if self._max_bytes and len(content) <= self._max_bytes:
+            task = asyncio.get_running_loop().create_task(self._write(_path(blob_id, variant), content))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+
+    async def forget(self, blob_id: str) -> None:
+        """Delete every picture of a blob, those that are being written included.  Raises StoreUnavailable."""
+        await self.close()
+        for path, _ in await self._objects.list(f"{PREFIX}/{blob_id}/"):
+            await self._objects.delete(path)
+            self._forget(path)
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        await asyncio.gather(*self._writing)
+
+    async def _write(self, path: str, content: bytes) -> None:
+        try:
+            await self._objects.write(path, content)
+            if self._bounded:
+                self._note(path, len(content))
+                await self._evict()
+        except StoreUnavailable as error:
+            self._failed(error)
+
+    async def _evict(self) -> None:
+        while self._bytes > self._max_bytes and self._sizes:
+            path = next(iter(self._sizes))
+            self._forget(path)
+            await self._objects.delete(path)
+            metrics.RENDER_CACHE.labels(result="evicted").inc()
+        metrics.RENDER_CACHE_BYTES.set(self._bytes)
+
+    def _note(self, path: str, size: int) -> None:
+        self._forget(path)
+        self._sizes[path] = size
+        self._bytes += size
+
+    def _forget(self, path: str) -> None:
+        self._bytes -= self._sizes.pop(path, 0)
+
+    def _failed(self, error: StoreUnavailable) -> None:
+        metrics.RENDER_CACHE.labels(result="failed").inc()
+        structlog.get_logger().warning("the render cache failed", detail=error.detail, cause=repr(error.__cause__))
+
+
+def _path(blob_id: str, variant: str) -> str:
+    return f"{PREFIX}/{blob_id}/{variant}"

@@ -1,0 +1,144 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import obstore
+import pytest
+from prometheus_client import REGISTRY
+
+from service.storage.objects import Objects, open_store
+from service.storage.renders import RenderCache
+
+ID, OTHER = "a" * 26, "b" * 26
+
+
+@pytest.fixture(params=["file", "memory"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    return open_store(f"file://{tmp_path}/store" if request.param == "file" else "memory:///")
+
+
+def run(call: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(call())  # type: ignore[arg-type]
+
+
+async def keep(cache: RenderCache, blob_id: str, variant: str, content: bytes) -> None:
+    cache.keep(blob_id, variant, content)
+    await cache.close()
+
+
+def count(result: str) -> float:
+    return REGISTRY.get_sample_value("sdc_render_cache_total", {"result": result}) or 0
+
+
+def test_what_is_kept_can_be_read(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 1000)
+        assert await cache.read(ID, "webp.q80") is None
+        await keep(cache, ID, "webp.q80", b"picture")
+        assert await cache.read(ID, "webp.q80") == b"picture"
+        assert cache.size(ID, "webp.q80") == 7
+        assert await cache.read(ID, "webp.q70") is None
+
+    run(check)
+
+
+def test_the_least_recently_used_goes_first(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 100)
+        for variant in ("one", "two", "three"):
+            await keep(cache, ID, variant, bytes(33))
+        assert await cache.read(ID, "one")
+        await keep(cache, ID, "four", bytes(33))
+        assert await cache.read(ID, "two") is None
+        assert all([await cache.read(ID, variant) for variant in ("one", "three", "four")])
+        assert {path for path, _ in await objects.list("renders/")} == {f"renders/{ID}/{name}" for name in ("one", "three", "four")}
+        await keep(cache, ID, "huge", bytes(101))
+        assert await cache.read(ID, "huge") is None
+        assert await cache.read(ID, "one")
+
+    run(check)
+
+
+def test_another_process_finds_them_and_keeps_the_bound(objects: Objects) -> None:
+    async def check() -> None:
+        first = RenderCache(objects, 1000)
+        for variant in ("one", "two", "three"):
+            await keep(first, ID, variant, bytes(33))
+            await asyncio.sleep(0.01)
+        second = RenderCache(objects, 70)
+        await second.open()
+        assert await second.read(ID, "one") is None
+        assert await second.read(ID, "three") == bytes(33)
+        assert len(await objects.list("renders/")) == 2
+
+    run(check)
+
+
+def test_a_deleted_blob_leaves_nothing(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 1000)
+        for blob_id in (ID, OTHER):
+            for variant in ("one", "two"):
+                cache.keep(blob_id, variant, b"picture")
+        await cache.forget(ID)
+        assert [await cache.read(ID, variant) for variant in ("one", "two")] == [None, None]
+        assert await cache.read(OTHER, "one") == b"picture"
+        assert len(await objects.list("renders/")) == 2
+
+    run(check)
+
+
+def test_what_somebody_deleted_is_a_miss(tmp_path: Path) -> None:
+    async def check() -> None:
+        cache = RenderCache(open_store(f"file://{tmp_path}"), 1000)
+        await keep(cache, ID, "one", b"picture")
+        (tmp_path / "renders" / ID / "one").unlink()
+        assert await cache.read(ID, "one") is None
+        assert cache.size(ID, "one") is None
+        await keep(cache, ID, "one", b"picture")
+        assert await cache.read(ID, "one") == b"picture"
+
+    run(check)
+
+
+def test_no_room_at_all(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 0)
+        await keep(cache, ID, "one", b"picture")
+        assert await cache.read(ID, "one") is None
+        assert await objects.list("renders/") == []
+
+    run(check)
+
+
+def test_a_full_disk_costs_nothing_but_the_cache(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def check() -> None:
+        cache = RenderCache(objects, 1000)
+        await keep(cache, ID, "one", b"picture")
+        monkeypatch.setattr(obstore, "put", full)
+        monkeypatch.setattr(obstore, "get", full)
+        before = count("failed")
+        await keep(cache, ID, "two", b"picture")
+        assert await cache.read(ID, "one") is None
+        assert count("failed") == before + 2
+
+    run(check)
+
+
+def test_on_an_object_store_nothing_is_thrown_away(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(Objects, "ours", False)
+        cache = RenderCache(objects, 100)
+        await cache.open()
+        for variant in ("one", "two", "three", "four"):
+            await keep(cache, ID, variant, bytes(33))
+        another = RenderCache(objects, 100)
+        assert all([await another.read(ID, variant) for variant in ("one", "two", "three", "four")])
+        assert another.size(ID, "one") is None
+        await another.forget(ID)
+        assert await cache.read(ID, "one") is None
+
+    run(check)
