@@ -35,6 +35,7 @@ from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
+from service.imaging.preview import Glance, glance
 from service.imaging.resizing import Box, plan, resize
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
 from service.process import tune
@@ -93,10 +94,12 @@ class RenderOptions:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A blob, as bytes and parsed, and how long each stage took."""
+    """A blob, as bytes and parsed, a first look at it, and how long each stage took."""
 
     content: bytes
     blob: Blob
+    glance: Glance
+    """a first look at the source"""
     seconds: dict[str, float]
 
 
@@ -184,25 +187,25 @@ class Pipeline:
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
         with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
             with stages.timed("open"):
-                picture, padded = await ticket.aside(lambda: self._open(source))
+                picture, padded, first_look = await ticket.aside(lambda: self._open(source))
             tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
             with stages.timed("encode"):
                 latent = await self._encode(padded, picture, tiling, ticket)
             with stages.timed("code"):
                 blob = await ticket.aside(lambda: self._code(latent, picture, tiling, options), finishing=True)
-        return Compressed(container.write(blob), blob, stages.seconds)
+        return Compressed(container.write(blob), blob, first_look, stages.seconds)
 
     def _padded_pixels(self, width: int, height: int) -> int:
         factor = self.engine.manifest.downscale
         return -(-width // factor) * -(-height // factor) * factor**2
 
-    def _open(self, source: bytes) -> tuple[Picture, Plane]:
-        """The picture, and its pixels with what the network shall see around them."""
+    def _open(self, source: bytes) -> tuple[Picture, Plane, Glance]:
+        """The picture, its pixels with what the network shall see around them, and a first look at it."""
         picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
         factor = self.engine.manifest.downscale
         border = border_cells(picture.width, picture.height) * factor
         sides = ((border, -picture.height % factor + border), (border, -picture.width % factor + border), (0, 0))
-        return picture, np.pad(picture.rgb, sides, mode="edge")
+        return picture, np.pad(picture.rgb, sides, mode="edge"), glance(picture)
 
     def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
         alpha = None if picture.alpha is None else write_alpha(picture.alpha)

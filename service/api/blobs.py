@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -32,7 +31,7 @@ async def upload(request: Request, _: NoParameters, services: InjectedServices) 
         await services.pipeline.verify(blob)
         created = (await services.store(blob_id, content, {}))[1]
     headers = {"Location": f"/blobs/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store"}
-    body = services.info(blob_id, blob, len(content)).model_dump_json()
+    body = services.info(blob_id, blob, len(content), {}).model_dump_json()
     return Response(body, 201 if created else 200, headers, "application/json")
 
 
@@ -54,9 +53,9 @@ async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices
     """What the blob and its sidecar say."""
     content = await services.read(blob_id)
     blob = services.pipeline.parse(content)
-    facts = json.loads(await services.blobs.read_sidecar(blob_id) or b"{}")
+    facts = await services.facts(blob_id)
     details = BlobDetails(
-        **services.info(blob_id, blob, len(content)).model_dump(),
+        **services.info(blob_id, blob, len(content), facts).model_dump(),
         step=step_size(blob.step_index),
         alpha=container.ALPHA in blob.sections,
         tiled=blob.tiling is not None,

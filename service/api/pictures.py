@@ -59,10 +59,12 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     source = await read_body(request)
     blob_id = await off_loop_if_large(source, lambda: services.pipeline.id_of(source, options))
     content = await services.blobs.read(blob_id)
-    created, timing = False, {}
+    created, timing, facts = False, {}, None
     if content is None:
         compressed = await services.compressions.run(blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline))
-        content, created = await services.store(blob_id, compressed.content, {"source_bytes": len(source)})
+        known = {"source_bytes": len(source), "preview": compressed.glance.preview, "color": compressed.glance.color}
+        content, created = await services.store(blob_id, compressed.content, known)
+        facts = known if created else None
         timing = {"Server-Timing": server_timing(compressed.seconds)}
         require_in_time(deadline)  # it is stored: asking again is quick
     blob = services.pipeline.parse(content)
@@ -71,7 +73,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     if wants_blob(request.headers.get("accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
         return Response(content, status, headers, BLOB_TYPE)
-    body = services.info(blob_id, blob, len(content)).model_dump_json()
+    body = services.info(blob_id, blob, len(content), await services.facts(blob_id) if facts is None else facts).model_dump_json()
     return Response(body, status, headers, "application/json")
 
 

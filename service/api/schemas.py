@@ -95,6 +95,8 @@ class BlobInfo(BaseModel):
     bpp: float = Field(description="Bits per pixel of the whole file.")
     method: str
     model: str
+    preview: str | None = Field(None, description="Data URI of a few pixels, under 600 characters; where the blob was made here.")
+    color: str | None = Field(None, description="Dominant colour, `#rrggbb`; where the blob was made here.")
     links: Links
 
 

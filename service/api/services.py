@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import quote
 
 from fastapi import Depends, Request
@@ -46,8 +46,8 @@ class Services:
     renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)
     """by variant"""
 
-    def info(self, blob_id: str, blob: Blob, size: int) -> BlobInfo:
-        """The JSON of a stored blob."""
+    def info(self, blob_id: str, blob: Blob, size: int, facts: dict[str, Any]) -> BlobInfo:
+        """The JSON of a stored blob; ``facts`` are those of its sidecar."""
         render, stored = f"/render/{blob_id}", f"/blobs/{blob_id}"
         return BlobInfo(
             id=blob_id,
@@ -57,6 +57,8 @@ class Services:
             bpp=round(8 * size / (blob.width * blob.height), 4),
             method=METHODS[blob.method],
             model=f"{self.pipeline.engine.manifest.name}-{self.pipeline.engine.manifest.version}",
+            preview=facts.get("preview"),
+            color=facts.get("color"),
             links=Links(render=render, png=f"{render}.png", webp=f"{render}.webp", blob=stored, info=f"{stored}/info"),
         )
 
@@ -72,7 +74,11 @@ class Services:
             await self._missing(blob_id)
         return cast(bytes, content)
 
-    async def store(self, blob_id: str, content: bytes, facts: dict[str, object]) -> tuple[bytes, bool]:
+    async def facts(self, blob_id: str) -> dict[str, Any]:
+        """What the sidecar says; nothing where there is none."""
+        return cast(dict[str, Any], json.loads(await self.blobs.read_sidecar(blob_id) or b"{}"))
+
+    async def store(self, blob_id: str, content: bytes, facts: dict[str, Any]) -> tuple[bytes, bool]:
         """Store unless another was first; returns what is stored now, and whether this call stored it."""
         sidecar = json.dumps(facts).encode()
         if await self.blobs.create(blob_id, content, sidecar):

@@ -1,6 +1,8 @@
 import asyncio
+import base64
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +44,7 @@ def test_the_whole_journey(client: TestClient) -> None:
     assert reply.status_code == 201
     body = reply.json()
     assert reply.headers["location"] == f"/render/{body['id']}"
-    assert set(body) == {"id", "bytes", "width", "height", "bpp", "method", "model", "links"}
+    assert set(body) == {"id", "bytes", "width", "height", "bpp", "method", "model", "preview", "color", "links"}
     assert (body["width"], body["height"], body["method"], body["model"]) == (80, 60, "latent", "small-residual-1")
     assert body["bpp"] == pytest.approx(8 * body["bytes"] / 4800, abs=1e-3)
     for name, kind in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG"), ("avif", "AVIF")):
@@ -64,6 +66,10 @@ def test_the_same_photo_again_costs_no_device_time(client: TestClient) -> None:
     again = client.post("/compress?quality=61&lane=bulk", content=PHOTO)
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
+    preview = first.json()["preview"]
+    assert len(preview) < 600
+    assert Image.open(io.BytesIO(base64.b64decode(preview.removeprefix("data:image/webp;base64,")))).size == (24, 18)
+    assert re.fullmatch("#[0-9a-f]{6}", first.json()["color"])
     assert device_batches() == before
 
 
