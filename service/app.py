@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.api import blobs, health, pictures, problems
+from service.api.access import Access
 from service.api.door import Door, EarlyReply, Presence
 from service.api.middleware import BodyLimit, Telling, Varying
 from service.api.services import Services
@@ -32,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises BadParameter for presets that cannot be.
     """
+    access = Access(settings)
     variants = Variants(settings.sizes, settings.presets, settings.presets_only)
 
     def device_died(error: BaseException) -> None:
@@ -57,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             except Exception:
                 log.exception("start failed")
                 raise
-            app.state.services = Services(pipeline, store, cache, settings, variants)
+            app.state.services = Services(pipeline, store, cache, settings, variants, access)
             pipeline.batcher.on_death = device_died
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(

@@ -97,8 +97,34 @@ class Gone(SdcError):
     kind = "gone"
 
 
+class Unauthorized(SdcError):
+    """No key, or one that nobody has."""
+
+    kind = "unauthorized"
+
+
 class Forbidden(SdcError):
     kind = "forbidden"
+
+
+class BadSignature(Forbidden):
+    """The signature of an address is missing or of another one."""
+
+    kind = "bad-signature"
+
+
+class SignatureExpired(Forbidden):
+    kind = "signature-expired"
+
+
+class QuotaExceeded(SdcError):
+    """More requests than a key has in a minute."""
+
+    kind = "quota-exceeded"
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(SdcError):

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "bundled"
+
+
+Scope = Literal["compress", "render", "admin"]
+
+
+class ApiKey(BaseModel):
+    """A key and what it is good for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: SecretStr = Field(min_length=1)
+    scopes: list[Scope]
+    per_minute: int | None = Field(None, ge=1, description="Requests; each replica counts its own.")
 
 
 class Settings(BaseSettings):
@@ -16,7 +29,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SDC_", env_ignore_empty=True, extra="ignore")
 
-    host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: there are no keys yet.")
+    host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: without keys anybody may compress.")
     port: int = Field(8080, ge=0, le=65535)
     model: Path = Field(BUNDLED_MODEL, description="Folder of the default model.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -26,7 +39,16 @@ class Settings(BaseSettings):
     render_cache_bytes: int = Field(
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
     )
-    admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without it DELETE is 403.")
+    admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without one DELETE is 403.")
+    api_keys: dict[str, ApiKey] = Field(
+        default_factory=dict,
+        description='Who may compress, as JSON: {"shop": {"secret": "...", "scopes": ["compress"], "per_minute": 600}}; none: anybody.',
+    )
+    signing_keys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")], Annotated[SecretStr, Field(min_length=16)]] = Field(
+        default_factory=dict,
+        description='Renders need an address signed by one of these, as JSON: {"k2": "...", "k1": "..."}; the first signs.',
+    )
+    link_s: int = Field(7 * 86400, ge=60, description="How long the signed links of a reply last.")
     sizes: list[int] = Field(default_factory=list, description="Widths and heights that renders may be asked for, as JSON; empty: any.")
     presets: dict[str, dict[str, int | str]] = Field(
         default_factory=dict, description='Renders with a name, as JSON: {"thumb": {"w": 320, "h": 320, "fit": "cover"}}.'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,16 +10,18 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.negotiation import BLOB_TYPE, matches
 from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
 from service.api.schemas import BlobDetails, BlobInfo, NoQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, Services, disposition, off_loop_if_large, read_body
+from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, disposition, needs, off_loop_if_large, read_body
 from service.codec import container
 from service.codec.steps import step_size
-from service.errors import Forbidden, NotFound
+from service.errors import NotFound
 
 router = APIRouter(prefix="/blobs", dependencies=STRICT)
 NoParameters = Annotated[NoQuery, Query()]
 
 
-@router.post("", status_code=201, response_model=BlobInfo, responses=BAD_INPUT, openapi_extra=BODY_DOCUMENTATION)
+@router.post(
+    "", dependencies=[needs("compress")], status_code=201, response_model=BlobInfo, responses=BAD_INPUT, openapi_extra=BODY_DOCUMENTATION
+)
 async def upload(request: Request, _: NoParameters, services: InjectedServices) -> Response:
     """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
     content = await read_body(request)
@@ -35,8 +36,8 @@ async def upload(request: Request, _: NoParameters, services: InjectedServices) 
     return Response(body, 201 if created else 200, headers, "application/json")
 
 
-@router.get("/{blob_id}", response_class=Response, responses=NO_ID)
-@router.head("/{blob_id}", include_in_schema=False)
+@router.get("/{blob_id}", dependencies=[needs("render")], response_class=Response, responses=NO_ID)
+@router.head("/{blob_id}", dependencies=[needs("render")], include_in_schema=False)
 async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """The stored bytes; the entity tag is strong."""
     content = await services.read(blob_id)
@@ -48,7 +49,7 @@ async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: Inj
     return Response(content, 200, headers, BLOB_TYPE)
 
 
-@router.get("/{blob_id}/info", response_model=BlobDetails, responses=NO_ID)
+@router.get("/{blob_id}/info", dependencies=[needs("render")], response_model=BlobDetails, responses=NO_ID)
 async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
     """What the blob and its sidecar say."""
     content = await services.read(blob_id)
@@ -65,23 +66,12 @@ async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices
     return Response(details.model_dump_json(), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-@router.delete("/{blob_id}", status_code=204, response_class=Response)
-async def delete_blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
-    """Needs ``Authorization: Bearer <admin key>``; 403 until an admin key is set."""
-    _require_admin(request, services)
+@router.delete("/{blob_id}", dependencies=[needs("admin")], status_code=204, response_class=Response)
+async def delete_blob(blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
+    """Needs a key with the scope ``admin`` as a bearer token; 403 until there is one."""
     deleted = await services.blobs.delete(blob_id)
     await services.cache.forget(blob_id)
     if not deleted:
         await services.require(blob_id)
         raise NotFound("there is no blob with this id")
     return Response(None, 204, {"Cache-Control": "no-store"})
-
-
-def _require_admin(request: Request, services: Services) -> None:
-    key = services.settings.admin_key
-    if key is None:
-        raise Forbidden("deleting is off: set SDC_ADMIN_KEY and send it as a bearer token")
-    offered = request.headers.get("authorization", "")
-    scheme, _, token = offered.partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), key.get_secret_value().encode()):
-        raise Forbidden("this needs the admin key as a bearer token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -15,6 +16,7 @@ from service.api.services import (
     InjectedServices,
     Services,
     disposition,
+    needs,
     off_loop_if_large,
     read_body,
     require_in_time,
@@ -27,7 +29,8 @@ from service.pipeline import CompressOptions, Rendered, RenderOptions
 
 router = APIRouter(dependencies=STRICT)
 
-IMMUTABLE = "public, max-age=31536000, immutable"
+REDIRECT_S, YEAR_S = 86400, 31536000
+IMMUTABLE = f"public, max-age={YEAR_S}, immutable"
 EMBEDDABLE = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -38,7 +41,6 @@ EMBEDDABLE = {
 BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 415, 422, 503)}
 HIT, MISS = "sdc; hit", "sdc; fwd=uri-miss"
 """RFC 9211"""
-REDIRECT = "public, max-age=86400"
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
 PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
 NO_ID: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 410, 503)}
@@ -47,6 +49,7 @@ BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
 
 @router.post(
     "/compress",
+    dependencies=[needs("compress")],
     status_code=201,
     response_model=BlobInfo,
     responses={200: {"model": BlobInfo, "description": "Known already: no device work."}, **BAD_INPUT},
@@ -69,7 +72,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
         require_in_time(deadline)  # it is stored: asking again is quick
     blob = services.pipeline.parse(content)
     status = 201 if created else 200
-    headers = {"Location": f"/render/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store", **timing}
+    headers = {"Location": services.access.link(f"/render/{blob_id}"), "SDC-Id": blob_id, "Cache-Control": "no-store", **timing}
     if wants_blob(request.headers.get("accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
         return Response(content, status, headers, BLOB_TYPE)
@@ -77,7 +80,13 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     return Response(body, status, headers, "application/json")
 
 
-@router.post("/decompress", response_class=Response, responses={200: PICTURE, **BAD_INPUT}, openapi_extra=BODY_DOCUMENTATION)
+@router.post(
+    "/decompress",
+    dependencies=[needs("compress")],
+    response_class=Response,
+    responses={200: PICTURE, **BAD_INPUT},
+    openapi_extra=BODY_DOCUMENTATION,
+)
 async def decompress(
     request: Request, query: Annotated[DecompressQuery, Query()], services: InjectedServices, deadline: Deadline
 ) -> Response:
@@ -108,7 +117,7 @@ async def render_as(
     """The picture in the format its extension names: png, webp, jpg or avif.  Another spelling of an address is redirected to the one."""
     if extension not in FORMATS:
         raise NotFound(f"no format '{extension[:20]}': use {', '.join(FORMATS)}")
-    return await _render(request, services, blob_id, services.variants.variant(query, extension), deadline)
+    return await _render(request, services, blob_id, query, services.variants.variant(query, extension), deadline)
 
 
 @router.get("/render/{blob_id}", response_class=Response, responses={**PICTURE_REPLIES, **NO_ID})
@@ -117,21 +126,25 @@ async def render(
     request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices, deadline: Deadline
 ) -> Response:
     """The picture in the format that the Accept header likes best; PNG for clients that name none."""
-    return await _render(request, services, blob_id, services.variants.variant(query, None), deadline)
+    return await _render(request, services, blob_id, query, services.variants.variant(query, None), deadline)
 
 
-async def _render(request: Request, services: Services, blob_id: str, variant: Variant, deadline: float) -> Response:
-    """In this order: spelling, existence, validators, work.  A deleted id is 410 and never 304; neither 304 nor HEAD touches the device."""
+async def _render(request: Request, services: Services, blob_id: str, query: RenderQuery, variant: Variant, deadline: float) -> Response:
+    """In this order: permission, spelling, existence, validators, work.
+
+    A deleted id is 410 and never 304; neither 304 nor HEAD touches the device.
+    """
     default_steps = services.pipeline.engine.manifest.default_steps
     canonical = variant.path(blob_id, variant.extension, default_steps)
+    canonical, kept_for = _permitted(request, services, canonical, query)
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if asked != canonical:
-        return Response(None, 308, {"Location": canonical, "Cache-Control": REDIRECT})
+        return Response(None, 308, {"Location": canonical, "Cache-Control": kept_for(REDIRECT_S)})
     extension = variant.extension or pick_extension(request.headers.get("accept"))
     options = variant.options(extension)
     name = services.pipeline.variant(blob_id, options)
     entity_tag = f'W/"{name}"'
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE}
+    headers = {"ETag": entity_tag, "Cache-Control": f"{kept_for(YEAR_S)}, immutable"}
     if variant.extension is None:
         headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
     await services.require(blob_id)
@@ -165,3 +178,18 @@ async def _render(request: Request, services: Services, blob_id: str, variant: V
     headers["Cache-Status"] = f"{MISS}; collapsed" if joined else MISS
     headers["Server-Timing"] = server_timing(rendered.seconds)
     return Response(rendered.content, 200, headers, content_type)
+
+
+def _permitted(request: Request, services: Services, canonical: str, query: RenderQuery) -> tuple[str, Callable[[int], str]]:
+    """The one spelling of the address, signature included, and who may keep the reply for how long.
+
+    What a signature opened is not kept longer than it lasts; what a key opened is for whoever has it.
+    Raises Unauthorized, Forbidden or QuotaExceeded.
+    """
+    signer = services.access.signer
+    if signer.on and query.sig is not None:
+        canonical, left = signer.check(canonical, query.expires, query.key, query.sig)
+        return canonical, lambda seconds: f"public, max-age={min(seconds, left)}"
+    services.access.require("render", request.headers.get("authorization"))
+    who = "private" if signer.on else "public"
+    return canonical, lambda seconds: f"{who}, max-age={seconds}"

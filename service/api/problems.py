@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +31,9 @@ STATUS: dict[type[errors.SdcError], int] = {
     errors.BadBlob: 422,
     errors.NotFound: 404,
     errors.Gone: 410,
+    errors.Unauthorized: 401,
     errors.Forbidden: 403,
+    errors.QuotaExceeded: 429,
     errors.Overloaded: 503,
     errors.StoreUnavailable: 503,
     errors.DeviceFailed: 500,
@@ -59,6 +62,10 @@ def reply_to(error: errors.SdcError) -> Response:
     extra: dict[str, Any] = {}
     if isinstance(error, errors.Overloaded):
         headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, errors.QuotaExceeded):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="sdc"'
     elif isinstance(error, errors.StoreUnavailable):
         headers["Retry-After"] = "5"
     elif isinstance(error, errors.SizeUnreachable):

@@ -67,6 +67,14 @@ class RenderQuery(SizedQuery):
     dpr: str | None = Field(None, pattern=r"^[1-4](\.\d{1,2})?$", description="Multiplies w and h: 1 to 4.99; redirects to the product.")
     format: Extension | None = Field(None, description="Redirects to the address with that extension.")
     preset: str | None = Field(None, description="A variant that the service names; instead of all other parameters.")
+    expires: WholeNumber | None = Field(None, ge=0, description="Of a signed address: seconds since 1970.")
+    key: str | None = Field(None, max_length=32, description="Of a signed address: name of the key.")
+    sig: str | None = Field(None, max_length=64, description="Of a signed address: HMAC-SHA-256 in base64url.")
+
+    @property
+    def asked(self) -> set[str]:
+        """Names of the parameters that say something of the picture."""
+        return self.model_fields_set - {"format", "expires", "key", "sig"}
 
 
 class DecompressQuery(SizedQuery):

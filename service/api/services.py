@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
+from service.api.access import Access
 from service.api.schemas import BlobInfo, Links
 from service.api.variants import Variants
 from service.batching.refusals import missed
@@ -21,7 +22,7 @@ from service.codec.container import Blob
 from service.codec.methods import METHODS
 from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Compressed, Pipeline, Rendered
-from service.settings import Settings
+from service.settings import Scope, Settings
 from service.storage.blobs import BlobStore
 from service.storage.renders import RenderCache
 
@@ -41,6 +42,7 @@ class Services:
     cache: RenderCache
     settings: Settings
     variants: Variants
+    access: Access
     compressions: SharedRuns[Compressed] = field(default_factory=SharedRuns)
     """by id"""
     renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)
@@ -48,7 +50,7 @@ class Services:
 
     def info(self, blob_id: str, blob: Blob, size: int, facts: dict[str, Any]) -> BlobInfo:
         """The JSON of a stored blob; ``facts`` are those of its sidecar."""
-        render, stored = f"/render/{blob_id}", f"/blobs/{blob_id}"
+        render, stored, link = f"/render/{blob_id}", f"/blobs/{blob_id}", self.access.link
         return BlobInfo(
             id=blob_id,
             bytes=size,
@@ -59,7 +61,7 @@ class Services:
             model=f"{self.pipeline.engine.manifest.name}-{self.pipeline.engine.manifest.version}",
             preview=facts.get("preview"),
             color=facts.get("color"),
-            links=Links(render=render, png=f"{render}.png", webp=f"{render}.webp", blob=stored, info=f"{stored}/info"),
+            links=Links(render=link(render), png=link(f"{render}.png"), webp=link(f"{render}.webp"), blob=stored, info=f"{stored}/info"),
         )
 
     async def require(self, blob_id: str) -> None:
@@ -123,6 +125,15 @@ async def _deadline(request: Request, services: InjectedServices) -> float:
 
 
 Deadline = Annotated[float, Depends(_deadline)]
+
+
+def needs(scope: Scope) -> Any:
+    """A dependency: the request's key must have this scope, where any is asked for; before its body is read."""
+
+    async def check(request: Request, services: InjectedServices) -> None:
+        services.access.require(scope, request.headers.get("authorization"))
+
+    return Depends(check)
 
 
 def require_in_time(deadline: float) -> None:

@@ -78,12 +78,12 @@ class Variants:
         """What a query means at an address with this extension; raises BadParameter where it means nothing or is not allowed."""
         extension = query.format or extension
         if query.preset is not None:
-            if query.model_fields_set - {"preset", "format"}:
+            if query.asked - {"preset"}:
                 raise BadParameter("a preset stands alone: leave the other parameters out")
             if query.preset not in self._presets:
                 raise BadParameter(f"there is no preset '{query.preset[:40]}'; there are: {', '.join(sorted(self._presets)) or 'none'}")
             return Variant(self._presets[query.preset], extension, query.preset)
-        if self._presets_only and query.model_fields_set - {"format"}:
+        if self._presets_only and query.asked:
             raise BadParameter(f"this service renders presets only: use preset={'|'.join(sorted(self._presets)) or '(none is set)'}")
         width, height = (_times(side, query.dpr) for side in (query.w, query.h))
         if query.dpr is not None and width is None and height is None:
