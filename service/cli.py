@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from service import __version__
-from service.errors import SdcError
+from service.errors import BadParameter, SdcError
 
 if TYPE_CHECKING:
     from service.pipeline import Pipeline
@@ -127,6 +127,27 @@ def serve(
         raise typer.Exit(3)
     if app_.state.failed:
         raise typer.Exit(4)
+
+
+@app.command()
+def sign(
+    path: Annotated[str, typer.Argument(help="/render/ID, with an extension and parameters as you like.")],
+    lifetime: Annotated[int, typer.Option(help="Seconds; rounded up to the hour.", min=1)] = 7 * 86400,
+    model: Model = None,
+) -> None:
+    """Sign an address with the first of SDC_SIGNING_KEYS; prints it in its canonical spelling."""
+    from service.api.access import Signer
+    from service.api.variants import Variants, parse_address
+    from service.manifest import read_manifest
+
+    settings = _settings(model)
+    with _told():
+        if not settings.signing_keys:
+            raise BadParameter("SDC_SIGNING_KEYS is not set: there is nothing to sign with")
+        blob_id, extension, query = parse_address(path)
+        variant = Variants(settings.sizes, settings.presets, settings.presets_only).variant(query, extension)
+        canonical = variant.path(blob_id, variant.extension, read_manifest(settings.model).default_steps)
+        out.print(Signer(settings.signing_keys).sign(canonical, lifetime), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -49,6 +49,18 @@ def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo
     assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
 
 
+def test_signing_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/render/" + "a" * 26
+    assert "SDC_SIGNING_KEYS" in sdc("sign", path, code=1)
+    monkeypatch.setenv("SDC_SIGNING_KEYS", '{"k1": "a signing key of some length"}')
+    for spelled in (f"{path}.webp?h=20&w=30&q=80", f"{path}?format=webp&w=15&h=10&dpr=2"):
+        signed = sdc("sign", spelled, "--lifetime", 60).strip()
+        assert signed.startswith(f"{path}.webp?w=30&h=20&expires=")
+        assert "&key=k1&sig=" in signed
+    for wrong in ("/blobs/x", f"{path}.tiff", f"{path}?w=0", f"{path}?w=1&w=2", f"{path}?x=1"):
+        assert "error" in sdc("sign", wrong, code=1)
+
+
 def test_many_files_and_a_bad_one(tmp_path: Path, photo_file: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     files = [photo_file, tmp_path / "bad.jpg"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
@@ -104,3 +105,18 @@ def _times(side: int | None, dpr: str | None) -> int | None:
     if product > LARGEST_BOX:
         raise BadParameter(f"w and h times dpr may be {LARGEST_BOX} at most")
     return product
+
+
+def parse_address(address: str) -> tuple[str, str | None, RenderQuery]:
+    """Id, extension and query of ``/render/<id>...``; raises BadParameter."""
+    parts = urlsplit(address)
+    name, dot, extension = parts.path.removeprefix("/render/").partition(".")
+    if not parts.path.startswith("/render/") or not name or (dot and extension not in FORMATS):
+        raise BadParameter(f"an address is /render/ID or /render/ID.{{{','.join(FORMATS)}}}, and parameters")
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    if len(dict(pairs)) < len(pairs):
+        raise BadParameter("a parameter is given more than once")
+    try:
+        return name, extension or None, RenderQuery.model_validate(dict(pairs))
+    except ValidationError as error:
+        raise BadParameter("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())) from error
