@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service import __version__
 from service.api import blobs, health, pictures, problems
 from service.api.access import Access
+from service.api.cors import Cors
 from service.api.door import Door, EarlyReply, Presence
 from service.api.middleware import BodyLimit, Telling, Varying
 from service.api.services import Services
@@ -100,5 +101,6 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(EarlyReply)
     app.add_middleware(Varying)
+    app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Telling)
     return app

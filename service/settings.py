@@ -54,6 +54,9 @@ class Settings(BaseSettings):
         default_factory=dict, description='Renders with a name, as JSON: {"thumb": {"w": 320, "h": 320, "fit": "cover"}}.'
     )
     presets_only: bool = Field(False, description="Renders take `preset` and nothing else: a stranger cannot fill the cache.")
+    cors_origins: list[str] = Field(
+        default_factory=lambda: ["*"], description="Origins whose pages may read replies, as JSON; * is everybody, [] nobody."
+    )
     max_pixels: int = Field(52_428_800, ge=1, description="Largest picture accepted, 50 x 2**20.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
     max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")

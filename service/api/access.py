@@ -131,22 +131,19 @@ class Access:
             raise Forbidden(f"the key '{holder.name}' has not the scope '{scope}'")
         if not any(scope in each.scopes for each in self._holders):
             raise Forbidden(f"nobody has a key with the scope '{scope}': set SDC_ADMIN_KEY or SDC_API_KEYS")
-        raise Unauthorized(f"this needs a key with the scope '{scope}', as a bearer token")
+        offered = "the key is not known here" if authorization else "no key was sent"
+        raise Unauthorized(f"{offered}: this needs one with the scope '{scope}', as Authorization: Bearer KEY")
 
     def link(self, path: str) -> str:
         """An address as a caller is told it: signed where addresses are."""
         return self.signer.sign(path, self._link_s) if self.signer.on else path
 
     def _holder(self, authorization: str | None) -> _Holder | None:
-        """Whose key it is; None without one.  Every key is compared, each in constant time."""
-        if authorization is None:
-            return None
-        scheme, _, token = authorization.partition(" ")
+        """Whose key it is; None for nobody's.  Every key is compared, each in constant time."""
+        scheme, _, token = (authorization or "").partition(" ")
         offered = _digest(token.strip())
         found = [holder for holder in self._holders if hmac.compare_digest(holder.digest, offered)]
-        if scheme.lower() != "bearer" or not found:
-            raise Unauthorized("the key is not known here: send Authorization: Bearer KEY")
-        return found[0]
+        return found[0] if found and scheme.lower() == "bearer" else None
 
 
 def _digest(secret: str) -> bytes:

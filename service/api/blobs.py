@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.negotiation import BLOB_TYPE, matches
 from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
 from service.api.schemas import BlobDetails, BlobInfo, NoQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, disposition, needs, off_loop_if_large, read_body
+from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, disposition, needs, off_loop_if_large, purge_tags, read_body
 from service.codec import container
 from service.codec.steps import step_size
 from service.errors import NotFound
@@ -42,7 +42,7 @@ async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: Inj
     """The stored bytes; the entity tag is strong."""
     content = await services.read(blob_id)
     entity_tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE}
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id)}
     if matches(request.headers.get("if-none-match"), entity_tag):
         return Response(None, 304, headers)
     headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc")}

@@ -18,6 +18,7 @@ from service.api.services import (
     disposition,
     needs,
     off_loop_if_large,
+    purge_tags,
     read_body,
     require_in_time,
     server_timing,
@@ -145,6 +146,7 @@ async def _render(request: Request, services: Services, blob_id: str, query: Ren
     name = services.pipeline.variant(blob_id, options)
     entity_tag = f'W/"{name}"'
     headers = {"ETag": entity_tag, "Cache-Control": f"{kept_for(YEAR_S)}, immutable"}
+    headers |= purge_tags(blob_id)
     if variant.extension is None:
         headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
     await services.require(blob_id)

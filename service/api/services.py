@@ -171,6 +171,11 @@ def server_timing(seconds: dict[str, float]) -> str:
     return ", ".join(f"{stage};dur={value * 1000:.1f}" for stage, value in seconds.items())
 
 
+def purge_tags(blob_id: str) -> dict[str, str]:
+    """By which a CDN can be told to forget all variants of a picture: Cloudflare's and Akamai's header, and Fastly's and Varnish's."""
+    return {"Cache-Tag": blob_id, "Surrogate-Key": blob_id}
+
+
 def disposition(name: str) -> str:
     return f'inline; filename="{quote(name)}"'
 

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from fastapi.testclient import TestClient
 
+from service.api.access import Access
 from service.codec import container
 from tests.conftest import make_picture, png
 
@@ -53,8 +54,8 @@ def test_deleting_needs_the_key_and_is_remembered(client: TestClient) -> None:
     location = client.post("/compress?quality=3", content=PHOTO).headers["location"]
     blob_id = location.removeprefix("/render/")
     tag = client.head(location + ".png").headers["etag"]
-    assert client.delete(f"/blobs/{blob_id}").status_code == 403
-    assert client.delete(f"/blobs/{blob_id}", headers={"authorization": "Bearer wrong"}).status_code == 403
+    assert client.delete(f"/blobs/{blob_id}").status_code == 401
+    assert client.delete(f"/blobs/{blob_id}", headers={"authorization": "Bearer wrong"}).status_code == 401
     assert client.delete(f"/blobs/{blob_id}", headers=ADMIN).status_code == 204
     for path in (location, location + ".png", f"/blobs/{blob_id}", f"/blobs/{blob_id}/info"):
         assert client.get(path, headers={"if-none-match": tag}).status_code == 410
@@ -66,7 +67,7 @@ def test_deleting_needs_the_key_and_is_remembered(client: TestClient) -> None:
 def test_deleting_is_off_without_a_key(client: TestClient, monkeypatch: object) -> None:
     services = client.app.state.services  # type: ignore[attr-defined]
     without = services.settings.model_copy(update={"admin_key": None})
-    client.app.state.services = replace(services, settings=without)  # type: ignore[attr-defined]
+    client.app.state.services = replace(services, access=Access(without))  # type: ignore[attr-defined]
     try:
         assert client.delete("/blobs/" + "a" * 26, headers=ADMIN).status_code == 403
     finally:
