@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load clean
+.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -41,7 +41,8 @@ test: setup check ## lint, types, import contract and every test that needs pip 
 	$(BIN)/python -m pytest -m "not system"
 
 test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
-	command -v curl >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends curl; }
+	for each in curl nginx; do PATH=$$PATH:/usr/sbin command -v $$each >/dev/null || missing="$${missing:-} $$each"; done; \
+	test -z "$${missing:-}" || { apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }
 	$(BIN)/python -m pytest -m system
 
 check: setup ## lint, types, import contract
@@ -63,8 +64,11 @@ bench-code: setup ## the entropy coder against its own ideal: make bench-code IM
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
-bench-load: setup ## a server under load, against its own bare loop; about nine minutes
+bench-load: setup ## a server under load, against its own bare loop; about a quarter of an hour
 	$(BIN)/sdc bench load
+
+bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route
+	$(BIN)/sdc bench origin
 
 clean: ## remove what make made
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -105,7 +105,11 @@ def serve(
         app_ = create_app(settings)
     logs.configure(settings.log_level)
     if settings.host in ("127.0.0.1", "::1", "localhost"):
-        note = "listening on loopback only, because nobody needs a key: --host 0.0.0.0 opens it to the network"
+        note = "listening on loopback only: --host 0.0.0.0 opens it to the network" + (
+            "" if settings.api_keys else ", where nobody needs a key"
+        )
+    elif settings.api_keys:
+        note = "listening on the network: SDC_API_KEYS says who may compress"
     else:
         note = "listening on the network: anyone who reaches this port can use it"
     err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
@@ -423,6 +427,17 @@ def bench_load(
         from service.bench import load
 
         load.main(_settings(model), seconds, out)
+
+
+@bench_app.command("origin")
+def bench_origin(
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement; there are twelve.")] = 8, model: Model = None
+) -> None:
+    """304 and kept renders a second, against a bare Starlette route with the same headers and bytes."""
+    with _bench_told():
+        from service.bench import origin
+
+        origin.main(_settings(model), seconds, out)
 
 
 if __name__ == "__main__":

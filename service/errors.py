@@ -147,6 +147,12 @@ class StoreUnavailable(SdcError):
     kind = "store-unavailable"
 
 
+class StoreTooSlow(StoreUnavailable):
+    """The store did not answer in time."""
+
+    kind = "store-too-slow"
+
+
 class DeviceFailed(SdcError):
     """The model produced no usable result for this item."""
 

@@ -36,6 +36,7 @@ STATUS: dict[type[errors.SdcError], int] = {
     errors.QuotaExceeded: 429,
     errors.Overloaded: 503,
     errors.StoreUnavailable: 503,
+    errors.StoreTooSlow: 504,
     errors.DeviceFailed: 500,
 }
 

@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from service.errors import StoreUnavailable
+from service.errors import StoreTooSlow, StoreUnavailable
 
 CONCURRENT_CALLS = 16
 
@@ -88,7 +88,7 @@ class Objects:
         except (FileNotFoundError, AlreadyExistsError):
             raise
         except TimeoutError as error:
-            raise StoreUnavailable(f"the store did not answer within {self._timeout_s:g} s") from error
+            raise StoreTooSlow(f"the store did not answer within {self._timeout_s:g} s") from error
         except (OSError, BaseError) as error:
             raise StoreUnavailable("the store failed: its own words are in the service's log") from error
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from fastapi.testclient import TestClient
 
 from service.api.access import Access
@@ -80,3 +81,18 @@ def test_missing_ids(client: TestClient) -> None:
         assert reply.status_code == 404
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.headers["cache-control"] == "public, max-age=10"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind"), [(TimeoutError(), 504, "store-too-slow"), (OSError(5, "I/O error"), 503, "store-unavailable")]
+)
+def test_a_store_that_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch, failure: OSError, status: int, kind: str) -> None:
+    def get(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("service.storage.objects.obstore.get", get)
+    for method, path in (("POST", "/compress?quality=77"), ("GET", "/blobs/" + "a" * 26)):
+        reply = client.request(method, path, content=PHOTO if method == "POST" else None)
+        assert (reply.status_code, reply.json()["type"]) == (status, f"urn:sdc:problem:{kind}")
+        assert (reply.headers["retry-after"], reply.headers["cache-control"]) == ("5", "no-store")
+        assert "I/O" not in reply.text

@@ -1,0 +1,73 @@
+"""How quick the service says that nothing changed, and hands out a picture it has, against a bare Starlette route with the same bytes.
+
+k6 asks both in turn, on loopback and on the same processors: what it takes, both lack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from service.bench.load import k6, photographs
+from service.bench.pictures import machine
+from service.bench.serving import Server, serving
+from service.errors import BadParameter
+from service.settings import Settings
+
+SCRIPT = Path(__file__).with_name("origin.js")
+CLIENTS = 16
+ROUNDS = 3
+SIDE = 512
+
+
+def rate(url: str, tag: str, expected: int, seconds: float, folder: Path) -> float:
+    """Replies a second; raises BadParameter where one was not the expected status."""
+    out = folder / "origin.json"
+    given = {"URL": url, "TAG": tag, "EXPECTED": expected, "CLIENTS": CLIENTS, "SECONDS": round(seconds), "OUT": out}
+    environment = {**os.environ, **{key: str(value) for key, value in given.items()}}
+    arguments = [k6(), "run", "--quiet", "--no-usage-report", "--address", "", str(SCRIPT)]
+    subprocess.run(arguments, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=seconds + 120)
+    found = json.loads(out.read_text())
+    if found["unexpected"]:
+        raise BadParameter(f"{found['unexpected']} replies of {url} were not {expected}")
+    return float(found["rate"])
+
+
+def main(settings: Settings, seconds: float, out: Console) -> None:
+    """Run and print; ``seconds`` of each of the two servers, three times."""
+    ((source, size),) = photographs([(SIDE, SIDE)])
+    out.print(f"{machine()}; a {SIDE}x{SIDE} photograph as WebP, {CLIENTS} clients on kept connections", highlight=False)
+    table = Table("replies/s, best of three", "sdc", "bare Starlette route", "ratio", title="an origin behind a CDN")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        serving(Path(name), Path(name) / "log", SDC_MODEL=str(settings.model), SDC_LOG_LEVEL="error") as server,
+    ):
+        with httpx.Client(base_url=server.base, timeout=120) as client:
+            path = client.post("/compress", params={"max_bytes": size}, content=source).raise_for_status().json()["links"]["webp"]
+            shown = client.get(path).raise_for_status()
+            while client.get(path).headers["cache-status"] != "sdc; hit":
+                pass
+            (Path(name) / "picture").write_bytes(shown.content)
+        kept = {
+            key: value for key, value in shown.headers.items() if key not in ("date", "content-length", "x-request-id", "server-timing")
+        }
+        bare_settings = {"BARE_BODY": f"{name}/picture", "BARE_HEADERS": json.dumps(kept)}
+        with serving(Path(name), Path(name) / "bare.log", "service.bench.bare", **bare_settings) as bare:
+            for label, tag, expected in (("304", shown.headers["etag"], 304), (f"kept render, {len(shown.content):,} B", "", 200)):
+                best = {"sdc": 0.0, "bare": 0.0}
+                for _ in range(ROUNDS):
+                    for side, each in (("bare", bare), ("sdc", server)):
+                        best[side] = max(best[side], rate(_url(each, path), tag, expected, seconds, Path(name)))
+                table.add_row(label, f"{best['sdc']:.0f}", f"{best['bare']:.0f}", f"{best['sdc'] / best['bare']:.2f}")
+    out.print(table)
+
+
+def _url(server: Server, path: str) -> str:
+    return server.base + path

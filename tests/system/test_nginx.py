@@ -1,0 +1,155 @@
+"""Debian's nginx as the CDN in front, with the configuration in deploy/."""
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.bench.serving import Server, free_port, serving
+from tests.conftest import make_picture, png
+
+pytestmark = pytest.mark.system
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+WEBP = {"accept": "image/avif;q=0.5,image/webp,*/*;q=0.8"}
+OLD = {"accept": "*/*"}
+
+
+@dataclass
+class Cdn:
+    origin: Server
+    client: httpx.Client
+
+    def picture(self, seed: int) -> str:
+        """Path of a new picture."""
+        reply = self.client.post("/compress?max_bytes=2000", content=png(make_picture(96, 128, seed))).raise_for_status()
+        return str(reply.json()["links"]["render"])
+
+    def renders(self) -> float:
+        return self.origin.metrics().get("sdc_batch_size_sum{op=render}", 0.0)
+
+
+@pytest.fixture(params=["as it is", "fresh for a second"], scope="module")
+def cdn(request: pytest.FixtureRequest, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cdn]:
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    settings = {"SDC_MODEL": str(small_model), "SDC_SLOTS": "4", "SDC_RENDER_CACHE_BYTES": "0"}
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    assert nginx, "make test-system installs it"
+    with serving(folder, folder / "log", **settings) as origin:
+        written = CONFIGURATION.read_text()
+        changes = {
+            "127.0.0.1:8080": f"127.0.0.1:{origin.port}",
+            "127.0.0.1:8081": f"127.0.0.1:{port}",
+            "/var/cache/nginx/sdc": f"{folder}/cache",
+            "/run/nginx.pid": f"{folder}/nginx.pid",
+            "worker_processes auto": "worker_processes 1",
+        }
+        if request.param != "as it is":
+            changes["proxy_cache_lock on;"] = "proxy_cache_lock on; proxy_ignore_headers Cache-Control; proxy_cache_valid 200 1s;"
+        for old, new in changes.items():
+            assert written.count(old) == 1, old
+            written = written.replace(old, new)
+        (folder / "nginx.conf").write_text(written)
+        process = subprocess.Popen([nginx, "-c", f"{folder}/nginx.conf", "-p", str(folder), "-g", "daemon off;"])
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                _wait(port)
+                yield Cdn(origin, client)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def fresh_for_a_second(cdn: Cdn) -> bool:
+    return "proxy_cache_valid" in next(Path(cdn.origin.log.parent).glob("nginx.conf")).read_text()  # type: ignore[union-attr]
+
+
+def test_a_picture_is_fetched_once(cdn: Cdn) -> None:
+    path = cdn.picture(1) + ".webp"
+    first, second = cdn.client.get(path), cdn.client.get(path)
+    assert (first.headers["x-cache"], second.headers["x-cache"]) == ("MISS", "HIT")
+    assert first.content == second.content
+    assert second.headers["etag"] == first.headers["etag"]
+
+
+def test_many_who_want_the_same_new_picture_are_one_request(cdn: Cdn) -> None:
+    path, before = cdn.picture(2) + ".webp", cdn.renders()
+    with ThreadPoolExecutor(10) as pool:
+        replies = list(pool.map(lambda _: cdn.client.get(path), range(10)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert cdn.renders() == before + 1
+
+
+def test_vary_keeps_clients_apart(cdn: Cdn) -> None:
+    path = cdn.picture(3)
+    seen = [(cdn.client.get(path, headers=headers).headers) for headers in (WEBP, OLD, WEBP, OLD)]
+    assert [each["content-type"] for each in seen] == ["image/webp", "image/png"] * 2
+    assert [each["x-cache"] for each in seen] == ["MISS", "MISS", "HIT", "HIT"]
+
+
+def test_errors_are_not_kept(cdn: Cdn) -> None:
+    for _ in range(2):
+        reply = cdn.client.get(cdn.picture(4) + ".webp?w=0")
+        assert (reply.status_code, reply.headers["x-cache"]) == (400, "MISS")
+
+
+def test_a_stale_picture_is_confirmed_without_a_render(cdn: Cdn) -> None:
+    if not fresh_for_a_second(cdn):
+        return  # fresh for a year: there is nothing to confirm
+    path = cdn.picture(5) + ".webp"
+    first, before = cdn.client.get(path), cdn.renders()
+    time.sleep(2.1)
+    seen = []
+    deadline = time.monotonic() + 20
+    while "REVALIDATED" not in seen and seen[-2:] != ["STALE", "HIT"]:  # nginx answers with what it has and asks in the background
+        reply = cdn.client.get(path)
+        assert (reply.status_code, reply.content) == (200, first.content)
+        seen.append(reply.headers["x-cache"])
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.1)
+    assert cdn.renders() == before
+    assert re.search(r'"status": 304', cdn.origin.log.read_text())  # type: ignore[union-attr]
+
+
+def test_a_stale_picture_is_served_while_the_origin_is_full(cdn: Cdn) -> None:
+    path = cdn.picture(6) + ".webp"
+    first = cdn.client.get(path)
+    unseen = cdn.picture(7) + ".webp"
+    if fresh_for_a_second(cdn):
+        time.sleep(2.1)
+    slow = [socket.create_connection(("127.0.0.1", cdn.origin.port)) for _ in range(4)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while cdn.origin.metrics()["sdc_inflight{op=compress}"] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        refused = cdn.client.get(unseen)
+        assert (refused.status_code, refused.headers["cache-control"]) == (503, "no-store")
+        assert int(refused.headers["retry-after"]) >= 1
+        for _ in range(3):
+            reply = cdn.client.get(path)
+            assert (reply.status_code, reply.content) == (200, first.content)
+            assert reply.headers["x-cache"] in (("STALE", "UPDATING") if fresh_for_a_second(cdn) else ("HIT",))
+    finally:
+        for connection in slow:
+            connection.close()
