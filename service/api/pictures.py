@@ -27,6 +27,7 @@ from service.api.variants import Variant
 from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, Rendered, RenderOptions
+from service.storage.blobs import check_id
 
 router = APIRouter(dependencies=STRICT)
 
@@ -135,6 +136,7 @@ async def _render(request: Request, services: Services, blob_id: str, query: Ren
 
     A deleted id is 410 and never 304; neither 304 nor HEAD touches the device.
     """
+    check_id(blob_id)  # it goes into headers
     default_steps = services.pipeline.engine.manifest.default_steps
     canonical = variant.path(blob_id, variant.extension, default_steps)
     canonical, kept_for = _permitted(request, services, canonical, query)

@@ -37,7 +37,7 @@ class BlobStore:
         The sidecar goes first, so that a blob which can be seen has one, but for a store that failed in between: readers must do
         without.  Whoever loses a race re-reads what was stored.
         """
-        _check(blob_id)
+        check_id(blob_id)
         first = await self._objects.create(f"blobs/{blob_id}.json", sidecar)
         try:
             created = await self._objects.create(f"blobs/{blob_id}.sdc", blob)
@@ -51,14 +51,14 @@ class BlobStore:
 
     async def read(self, blob_id: str) -> bytes | None:
         """The blob, or None when there is none."""
-        return await self._objects.read(f"blobs/{_check(blob_id)}.sdc")
+        return await self._objects.read(f"blobs/{check_id(blob_id)}.sdc")
 
     async def read_sidecar(self, blob_id: str) -> bytes | None:
-        return await self._objects.read(f"blobs/{_check(blob_id)}.json")
+        return await self._objects.read(f"blobs/{check_id(blob_id)}.json")
 
     async def size(self, blob_id: str) -> int | None:
         """Length of the blob without reading it, or None when there is none."""
-        return await self._objects.size(f"blobs/{_check(blob_id)}.sdc")
+        return await self._objects.size(f"blobs/{check_id(blob_id)}.sdc")
 
     async def exists(self, blob_id: str) -> bool:
         """Whether there is a blob, by what was seen within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
@@ -76,7 +76,7 @@ class BlobStore:
         return found
 
     async def was_deleted(self, blob_id: str) -> bool:
-        return await self._objects.read(f"deleted/{_check(blob_id)}") is not None
+        return await self._objects.read(f"deleted/{check_id(blob_id)}") is not None
 
     async def delete(self, blob_id: str) -> bool:
         """Delete blob and sidecar and remember that they were; False when there was nothing."""
@@ -94,7 +94,8 @@ class BlobStore:
         await self._objects.read("deleted/probe")
 
 
-def _check(blob_id: str) -> str:
+def check_id(blob_id: str) -> str:
+    """The id itself; raises NotFound for what cannot be one."""
     if not ID_PATTERN.fullmatch(blob_id):
         raise NotFound("an id is 26 characters of a-z and 2-7")
     return blob_id

@@ -438,3 +438,17 @@ def test_a_blob_deleted_while_it_is_rendered_leaves_no_render(client: TestClient
     client.get(f"{path}.webp")
     assert client.get(f"{path}.webp").status_code == 410
     assert not any(name.startswith("renders/" + path.removeprefix("/render/")) for name in stored(client))
+
+
+@pytest.mark.parametrize(
+    "name", ["a%0d%0aSet-Cookie:%20x=1", "%C3%A9", "%E2%82%AC", "A" * 26, "a" * 25 + "%61", "..%2f" + "a" * 23, "a" * 10_000]
+)
+def test_an_id_that_is_none_goes_into_no_header(client: TestClient, name: str) -> None:
+    for suffix in ("", ".webp", "?q=80", ".webp?w=020"):
+        reply = client.get(f"/render/{name}{suffix}", follow_redirects=False)
+        if name.endswith("%61"):
+            assert reply.status_code in (308, 404)  # it is one, in another spelling
+            assert reply.headers.get("location", f"/render/{'a' * 26}").startswith(f"/render/{'a' * 26}")
+        else:
+            assert reply.status_code == 404
+            assert "set-cookie" not in reply.headers
