@@ -57,7 +57,7 @@ def test_signing_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
         signed = sdc("sign", spelled, "--lifetime", 60).strip()
         assert signed.startswith(f"{path}.webp?w=30&h=20&expires=")
         assert "&key=k1&sig=" in signed
-    for wrong in ("/blobs/x", f"{path}.tiff", f"{path}?w=0", f"{path}?w=1&w=2", f"{path}?x=1"):
+    for wrong in ("/blobs/x", "/render/x", f"{path}.tiff", f"{path}?w=0", f"{path}?w=1&w=2", f"{path}?x=1"):
         assert "error" in sdc("sign", wrong, code=1)
 
 

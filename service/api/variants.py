@@ -18,6 +18,7 @@ from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS
 from service.pipeline import RenderOptions
+from service.storage.blobs import check_id
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,12 @@ def _times(side: int | None, dpr: str | None) -> int | None:
 
 
 def parse_address(address: str) -> tuple[str, str | None, RenderQuery]:
-    """Id, extension and query of ``/render/<id>...``; raises BadParameter."""
+    """Id, extension and query of ``/render/<id>...``; raises BadParameter, and NotFound for an id that cannot be one."""
     parts = urlsplit(address)
     name, dot, extension = parts.path.removeprefix("/render/").partition(".")
     if not parts.path.startswith("/render/") or not name or (dot and extension not in FORMATS):
         raise BadParameter(f"an address is /render/ID or /render/ID.{{{','.join(FORMATS)}}}, and parameters")
+    check_id(name)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     if len(dict(pairs)) < len(pairs):
         raise BadParameter("a parameter is given more than once")
