@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,3 +145,11 @@ def settings(small_model: Path, tmp_path: Path) -> Settings:
 @pytest.fixture
 def bundled_settings(tmp_path: Path) -> Settings:
     return Settings(model=BUNDLED_MODEL, store_url=f"file://{tmp_path}/store")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """What happens after the reply does not take long."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

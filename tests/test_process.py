@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.bench.load import HANGUPS_A_SECOND, hang_up
 from service.bench.serving import Server, serving
-from tests.conftest import make_picture, png, psnr
+from tests.conftest import make_picture, png, psnr, until
 
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
 
@@ -44,10 +44,7 @@ def assert_calm(server: Server) -> None:
 
 
 def wait_until_at_work(server: Server) -> None:
-    deadline = time.monotonic() + 20
-    while not server.metrics()["sdc_inflight{op=compress}"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: server.metrics()["sdc_inflight{op=compress}"] > 0)
 
 
 def test_an_idle_service_sleeps(server: Server) -> None:

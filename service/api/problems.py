@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service import errors
+from service.batching.admission import whole_seconds
 from service.imaging.opening import ACCEPTED_TYPES
 
 PROBLEM_TYPE = "application/problem+json"
@@ -64,7 +64,7 @@ def reply_to(error: errors.SdcError) -> Response:
     if isinstance(error, errors.Overloaded):
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, errors.QuotaExceeded):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["Retry-After"] = str(whole_seconds(error.retry_after_s))
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="sdc"'
     elif isinstance(error, errors.StoreUnavailable):

@@ -72,9 +72,10 @@ class Variants:
             try:
                 self._presets[name] = SizedQuery.model_validate({key: str(value) for key, value in parameters.items()})
                 self._presets[name].box  # noqa: B018 - raises where it cannot be
-            except (ValidationError, BadParameter) as error:
-                said = error.detail if isinstance(error, BadParameter) else "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
-                raise BadParameter(f"preset '{name}': {said}") from error
+            except BadParameter as error:
+                raise BadParameter(f"preset '{name}': {error.detail}") from error
+            except ValidationError as error:
+                raise BadParameter(f"preset '{name}': {_said(error)}") from error
 
     def variant(self, query: RenderQuery, extension: str | None) -> Variant:
         """What a query means at an address with this extension; raises BadParameter where it means nothing or is not allowed."""
@@ -121,4 +122,8 @@ def parse_address(address: str) -> tuple[str, str | None, RenderQuery]:
     try:
         return name, extension or None, RenderQuery.model_validate(dict(pairs))
     except ValidationError as error:
-        raise BadParameter("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())) from error
+        raise BadParameter(_said(error)) from error
+
+
+def _said(error: ValidationError) -> str:
+    return "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())

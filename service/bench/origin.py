@@ -6,8 +6,6 @@ k6 asks both in turn, on loopback and on the same processors: what it takes, bot
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from rich.table import Table
 
 from service.bench.load import k6, photographs
 from service.bench.pictures import machine
-from service.bench.serving import Server, serving
+from service.bench.serving import serving
 from service.errors import BadParameter
 from service.settings import Settings
 
@@ -30,10 +28,13 @@ SIDE = 512
 def rate(url: str, tag: str, expected: int, seconds: float, folder: Path) -> float:
     """Replies a second; raises BadParameter where one was not the expected status."""
     out = folder / "origin.json"
-    given = {"URL": url, "TAG": tag, "EXPECTED": expected, "CLIENTS": CLIENTS, "SECONDS": round(seconds), "OUT": out}
-    environment = {**os.environ, **{key: str(value) for key, value in given.items()}}
-    arguments = [k6(), "run", "--quiet", "--no-usage-report", "--address", "", str(SCRIPT)]
-    subprocess.run(arguments, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=seconds + 120)
+    given: dict[str, object] = {"URL": url, "TAG": tag, "EXPECTED": expected, "CLIENTS": CLIENTS, "SECONDS": round(seconds), "OUT": out}
+    with k6(SCRIPT, given) as process:
+        try:
+            if process.wait(seconds + 120):
+                raise BadParameter(f"k6 failed with {process.returncode}")
+        finally:
+            process.kill()
     found = json.loads(out.read_text())
     if found["unexpected"]:
         raise BadParameter(f"{found['unexpected']} replies of {url} were not {expected}")
@@ -64,10 +65,6 @@ def main(settings: Settings, seconds: float, out: Console) -> None:
                 best = {"sdc": 0.0, "bare": 0.0}
                 for _ in range(ROUNDS):
                     for side, each in (("bare", bare), ("sdc", server)):
-                        best[side] = max(best[side], rate(_url(each, path), tag, expected, seconds, Path(name)))
+                        best[side] = max(best[side], rate(each.base + path, tag, expected, seconds, Path(name)))
                 table.add_row(label, f"{best['sdc']:.0f}", f"{best['bare']:.0f}", f"{best['sdc'] / best['bare']:.2f}")
     out.print(table)
-
-
-def _url(server: Server, path: str) -> str:
-    return server.base + path

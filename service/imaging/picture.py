@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Plane = npt.NDArray[np.uint8]
 LARGEST_SIDE = 65535
@@ -28,3 +29,10 @@ class Picture:
     @property
     def height(self) -> int:
         return int(self.rgb.shape[0])
+
+    def image(self) -> Image.Image:
+        """As Pillow's: RGBA where there is an alpha plane, else RGB."""
+        image = Image.fromarray(self.rgb)
+        if self.alpha is not None:
+            image.putalpha(Image.fromarray(self.alpha))
+        return image

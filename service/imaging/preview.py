@@ -33,10 +33,8 @@ class Glance:
 
 def glance(picture: Picture) -> Glance:
     """Look at a picture."""
-    image = Image.fromarray(picture.rgb)
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
-    small = image.copy() if max(image.size) <= SIDES[0] else _shrunk(image, SIDES[0])
+    image = picture.image()
+    small = image if max(image.size) <= SIDES[0] else _shrunk(image, SIDES[0])
     return Glance(_preview(small), _dominant(small))
 
 

@@ -90,10 +90,7 @@ def resize(picture: Picture, box: Box) -> Picture:
     same = (picture.width, picture.height)
     if wanted.size == same == wanted.canvas and wanted.part == (0.0, 0.0, *same):
         return picture
-    image = Image.fromarray(picture.rgb)
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
-    image = image.resize(wanted.size, Image.Resampling.LANCZOS, box=wanted.part, reducing_gap=REDUCING_GAP)
+    image = picture.image().resize(wanted.size, Image.Resampling.LANCZOS, box=wanted.part, reducing_gap=REDUCING_GAP)
     if wanted.canvas != wanted.size:
         canvas = Image.new("RGBA", wanted.canvas, (255, 255, 255, 0))
         canvas.paste(image, ((wanted.canvas[0] - wanted.size[0]) // 2, (wanted.canvas[1] - wanted.size[1]) // 2))

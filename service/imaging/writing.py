@@ -49,11 +49,11 @@ def write_picture(picture: Picture, extension: str, quality: int = DEFAULT_QUALI
     if extension == "jpg":
         _on_white(picture).save(out, "JPEG", quality=quality, optimize=True, progressive=True)
     elif extension == "png":
-        _with_alpha(picture).save(out, "PNG", compress_level=6)
+        picture.image().save(out, "PNG", compress_level=6)
     elif extension == "webp":
-        _with_alpha(picture).save(out, "WEBP", quality=quality, method=4)
+        picture.image().save(out, "WEBP", quality=quality, method=4)
     else:
-        _with_alpha(picture).save(out, "AVIF", quality=quality, speed=8)
+        picture.image().save(out, "AVIF", quality=quality, speed=8)
     return out.getvalue()
 
 
@@ -77,13 +77,6 @@ def read_alpha(content: bytes, width: int, height: int) -> Plane:
         return np.asarray(image.convert("RGB"))[:, :, 0].copy()
     except (OSError, SyntaxError, ValueError) as error:
         raise CorruptBlob("the alpha section is damaged") from error
-
-
-def _with_alpha(picture: Picture) -> Image.Image:
-    image = Image.fromarray(picture.rgb)
-    if picture.alpha is not None:
-        image.putalpha(Image.fromarray(picture.alpha))
-    return image
 
 
 def _on_white(picture: Picture) -> Image.Image:

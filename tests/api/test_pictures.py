@@ -3,8 +3,6 @@ import base64
 import io
 import json
 import re
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.codec import container
-from tests.conftest import make_picture, png
+from tests.conftest import make_picture, png, until
 
 PHOTO = png(make_picture(60, 80))
 NOISY_ALPHA = png(np.random.default_rng(0).integers(0, 256, (60, 80, 4)).astype(np.uint8))
@@ -29,14 +27,6 @@ def device_batches() -> float:
 def stored(client: TestClient) -> set[str]:
     root = Path(client.app.state.services.settings.store_url.removeprefix("file://"))  # type: ignore[attr-defined]
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """What happens after the reply does not take long."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_whole_journey(client: TestClient) -> None:
