@@ -15,6 +15,7 @@ from service import __version__
 from service.api import blobs, health, pictures, problems
 from service.api.access import Access
 from service.api.cors import Cors
+from service.api.delivery import Delivery
 from service.api.door import Door, EarlyReply, Presence
 from service.api.middleware import BodyLimit, Telling, Varying
 from service.api.services import Services
@@ -49,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with AsyncExitStack() as stack:
             try:
                 objects = open_store(settings.store_url, settings.store_timeout_s)
-                store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes)
+                store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes, settings.render_memory_bytes)
                 await store.check()
                 await cache.open()
                 stack.push_async_callback(cache.close)
@@ -99,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         largest_body=settings.max_body_bytes,
         retry_after_s=retry_after_s,
     )
+    app.add_middleware(Delivery)
     app.add_middleware(EarlyReply)
     app.add_middleware(Varying)
     app.add_middleware(Cors, origins=settings.cors_origins)

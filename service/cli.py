@@ -141,16 +141,15 @@ def sign(
 ) -> None:
     """Sign an address with the first of SDC_SIGNING_KEYS; prints it in its canonical spelling."""
     from service.api.access import Signer
-    from service.api.variants import Variants, parse_address
+    from service.api.variants import Variants
     from service.manifest import read_manifest
 
     settings = _settings(model)
     with _told():
         if not settings.signing_keys:
             raise BadParameter("SDC_SIGNING_KEYS is not set: there is nothing to sign with")
-        blob_id, extension, query = parse_address(path)
-        variant = Variants(settings.sizes, settings.presets, settings.presets_only).variant(query, extension)
-        canonical = variant.path(blob_id, variant.extension, read_manifest(settings.model).default_steps)
+        variants = Variants(settings.sizes, settings.presets, settings.presets_only)
+        canonical = variants.address(path, read_manifest(settings.model).default_steps).canonical
         out.print(Signer(settings.signing_keys).sign(canonical, lifetime), highlight=False, markup=False, soft_wrap=True)
 
 

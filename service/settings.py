@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     render_cache_bytes: int = Field(
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
     )
+    render_memory_bytes: int = Field(64 << 20, ge=0, description="Of the pictures used last, kept in memory too; 0: none.")
     admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without one DELETE is 403.")
     api_keys: dict[str, ApiKey] = Field(
         default_factory=dict,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.delivery import IMMUTABLE
 from service.api.negotiation import BLOB_TYPE, matches
-from service.api.pictures import BAD_INPUT, IMMUTABLE, NO_ID, BlobId
+from service.api.pictures import BAD_INPUT, NO_ID, BlobId
 from service.api.schemas import BlobDetails, BlobInfo, NoQuery
 from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, disposition, needs, off_loop_if_large, purge_tags, read_body
 from service.codec import container

@@ -6,15 +6,15 @@ not ask to one who does.  Knows nothing of what is asked.
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware import HttpMiddleware
+from service.api.middleware import HttpMiddleware, header
 
 METHODS = "GET, HEAD, POST, DELETE"
 REQUEST_HEADERS = "Accept, Authorization, Content-Type, If-None-Match, SDC-Deadline-Ms, X-Request-Id"
-REPLY_HEADERS = "Cache-Status, Content-Location, ETag, Location, Retry-After, SDC-Id, Server-Timing, X-Request-Id"
+REPLY_HEADERS = b"Cache-Status, Content-Location, ETag, Location, Retry-After, SDC-Id, Server-Timing, X-Request-Id"
 PREFLIGHT_S = 86400
 
 
@@ -26,23 +26,19 @@ class Cors(HttpMiddleware):
         self.everybody, self.origins = "*" in origins, frozenset(origins)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = Headers(scope=scope)
-        origin = asked.get("origin")
+        origin = header(scope, b"origin")
         allowed = "*" if self.everybody else origin if origin in self.origins else None
-
-        def tell(headers: MutableHeaders) -> None:
-            if allowed:
-                headers["Access-Control-Allow-Origin"] = allowed
-                headers["Access-Control-Expose-Headers"] = REPLY_HEADERS
-            if not self.everybody:
-                headers.add_vary_header("Origin")
 
         async def send_telling(message: Message) -> None:
             if message["type"] == "http.response.start":
-                tell(MutableHeaders(scope=message))
+                if allowed:
+                    told = (b"access-control-allow-origin", allowed.encode("latin-1")), (b"access-control-expose-headers", REPLY_HEADERS)
+                    message["headers"] = [*message["headers"], *told]
+                if not self.everybody:
+                    MutableHeaders(scope=message).add_vary_header("Origin")
             await send(message)
 
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in asked:
+        if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
             reply = Response(None, 204, {"Cache-Control": "no-store"})
             if allowed:
                 reply.headers["Access-Control-Allow-Methods"] = METHODS

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware import WORKING, HttpMiddleware, working_operation
+from service.api.middleware import WORKING, HttpMiddleware, has_body, header, working_operation
 from service.api.problems import reply_to
 from service.errors import Overloaded
 from service.telemetry import metrics
@@ -22,6 +22,9 @@ from service.telemetry import metrics
 LINGER_BYTES, LINGER_S = 1 << 20, 1.0
 """of a body that nobody wants this much is read and forgotten, for so long: a connection that is closed on a client in the middle of its
 sentence is reset, and the reply lost"""
+
+
+PATIENCE_S = 0.01
 
 
 class Door(HttpMiddleware):
@@ -66,10 +69,9 @@ class Door(HttpMiddleware):
             metrics.INFLIGHT.labels(op=operation).dec()
 
     def _claimed(self, scope: Scope) -> int:
-        headers = Headers(scope=scope)
-        if "transfer-encoding" in headers:
-            return self.largest_body
-        length = headers.get("content-length", "0")
+        if not has_body(scope):
+            return 0
+        length = header(scope, b"content-length") or "unknown"
         return min(int(length), self.largest_body) if length.isdecimal() else self.largest_body
 
     async def _refuse(self, reason: str, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,8 +83,11 @@ class EarlyReply(HttpMiddleware):
     """Closes the connection after a reply that came before the whole body was read, and first lets the client finish its sentence."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+        if not has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        complete = False
+        asked_first = header(scope, b"expect") is not None
 
         async def receive_noticing() -> Message:
             nonlocal complete
@@ -103,7 +108,7 @@ class EarlyReply(HttpMiddleware):
                 await send(message)
             else:
                 await send({**message, "more_body": True})  # the client has it all: its length was told
-                if "expect" not in headers:  # whoever asked first will not send it
+                if not asked_first:  # or else it will not come
                     with suppress(TimeoutError):
                         await asyncio.wait_for(forget_body(), LINGER_S)
                 await send({"type": "http.response.body", "body": b""})
@@ -112,12 +117,13 @@ class EarlyReply(HttpMiddleware):
 
 
 class Presence(HttpMiddleware):
-    """Runs the app in a task of its own and cancels it when the client hangs up before the reply has begun."""
+    """Cancels a request whose client hangs up before the reply has begun.  Nobody watches in the first ``PATIENCE_S``: most are done."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        complete = asyncio.Event()
-        gone = asyncio.Event()
+        complete, gone = asyncio.Event(), asyncio.Event()
         begun = False
+        work, watcher = asyncio.current_task(), None
+        assert work is not None
 
         async def receive_noticing() -> Message:
             if complete.is_set():  # whoever asks again after the body wants to know of the disconnect
@@ -141,17 +147,21 @@ class Presence(HttpMiddleware):
             while not gone.is_set():
                 if (await receive())["type"] == "http.disconnect":
                     gone.set()
-
-        work = asyncio.ensure_future(self.app(scope, receive_noticing, send_noticing))
-        watcher = asyncio.create_task(watch())
-        try:
-            await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not begun:
-                raise ClientDisconnect
-            await work
-        finally:
-            watcher.cancel()
-            if not work.done():
+            if not begun:
                 work.cancel()
-                with suppress(asyncio.CancelledError):
-                    await work
+
+        def start_watching() -> None:
+            nonlocal watcher
+            watcher = asyncio.get_running_loop().create_task(watch())
+
+        timer = asyncio.get_running_loop().call_later(PATIENCE_S, start_watching)
+        try:
+            await self.app(scope, receive_noticing, send_noticing)
+        except asyncio.CancelledError:
+            if gone.is_set() and not begun and not work.uncancel():
+                raise ClientDisconnect from None
+            raise
+        finally:
+            timer.cancel()
+            if watcher is not None:
+                watcher.cancel()

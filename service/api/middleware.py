@@ -6,9 +6,11 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,9 +26,25 @@ WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blob
 QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 
 
+def header(scope: Scope, name: bytes) -> str | None:
+    """A header of the request, its lines put together as RFC 9110 (5.3) says; ``name`` in lower case."""
+    found = [value for key, value in scope["headers"] if key == name]
+    return b", ".join(found).decode("latin-1") if found else None
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the request comes with one, as far as its headers say."""
+    return header(scope, b"content-length") not in (None, "0") or header(scope, b"transfer-encoding") is not None
+
+
 def working_operation(path: str) -> str | None:
     """The operation of a path that needs a slot; None for health, metrics, documentation."""
     return WORKING.get("/" + path.split("/", 2)[1] if path.startswith("/") else path)
+
+
+def negotiated(path: str) -> bool:
+    """Whether the reply depends on what the client accepts."""
+    return path in ("/compress", "/decompress") or (path.startswith("/render/") and "." not in path)
 
 
 class HttpMiddleware:
@@ -47,7 +65,7 @@ class Telling(HttpMiddleware):
     """Gives each request an id, binds it to the log, counts and times the reply; answers what nobody else has answered."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        offered = Headers(scope=scope).get("x-request-id", "")
+        offered = header(scope, b"x-request-id") or ""
         request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -57,7 +75,7 @@ class Telling(HttpMiddleware):
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -72,12 +90,19 @@ class Telling(HttpMiddleware):
         finally:
             seconds = time.perf_counter() - started
             operation = _operation(scope)
-            metrics.REQUESTS.labels(op=operation, code=str(status)).inc()
-            metrics.REQUEST_SECONDS.labels(op=operation).observe(seconds)
+            count, duration = _counters(operation, status)
+            count.inc()
+            duration.observe(seconds)
             if scope["path"] not in QUIET_PATHS:
                 structlog.get_logger().info(
                     "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
                 )
+
+
+@lru_cache(256)
+def _counters(operation: str, status: int) -> tuple[Counter, Histogram]:
+    """Looking them up costs more than counting."""
+    return metrics.REQUESTS.labels(op=operation, code=str(status)), metrics.REQUEST_SECONDS.labels(op=operation)
 
 
 def _operation(scope: Mapping[str, object]) -> str:
@@ -90,15 +115,12 @@ class Varying(HttpMiddleware):
     of all of them."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = str(scope["path"])
-
         async def send_varying(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).add_vary_header("Accept")
             await send(message)
 
-        negotiated = path in ("/compress", "/decompress") or (path.startswith("/render/") and "." not in path)
-        await self.app(scope, receive, send_varying if negotiated else send)
+        await self.app(scope, receive, send_varying if negotiated(scope["path"]) else send)
 
 
 class BodyLimit(HttpMiddleware):
@@ -109,8 +131,11 @@ class BodyLimit(HttpMiddleware):
         self.max_bytes = max_bytes
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not has_body(scope):
+            await self.app(scope, receive, send)
+            return
         error = TooManyBytes(f"the body is larger than {self.max_bytes:,} bytes")
-        claimed = Headers(scope=scope).get("content-length", "")
+        claimed = header(scope, b"content-length") or ""
         if claimed.isdecimal() and int(claimed) > self.max_bytes:
             await reply_to(error)(scope, receive, send)
             return

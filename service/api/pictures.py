@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.api.negotiation import BLOB_TYPE, matches, pick_extension, wants_blob
+from service.api.delivery import EMBEDDABLE, HIT, Grant, without_work
+from service.api.negotiation import BLOB_TYPE, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
 from service.api.services import (
     BODY_DOCUMENTATION,
@@ -18,30 +18,17 @@ from service.api.services import (
     disposition,
     needs,
     off_loop_if_large,
-    purge_tags,
     read_body,
     require_in_time,
     server_timing,
 )
-from service.api.variants import Variant
-from service.errors import NotFound
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, Rendered, RenderOptions
-from service.storage.blobs import check_id
 
 router = APIRouter(dependencies=STRICT)
 
-REDIRECT_S, YEAR_S = 86400, 31536000
-IMMUTABLE = f"public, max-age={YEAR_S}, immutable"
-EMBEDDABLE = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "Timing-Allow-Origin": "*",
-    "Accept-Ranges": "none",
-}
 BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 415, 422, 503)}
-HIT, MISS = "sdc; hit", "sdc; fwd=uri-miss"
+MISS = "sdc; fwd=uri-miss"
 """RFC 9211"""
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
 PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
@@ -117,9 +104,7 @@ async def render_as(
     deadline: Deadline,
 ) -> Response:
     """The picture in the format its extension names: png, webp, jpg or avif.  Another spelling of an address is redirected to the one."""
-    if extension not in FORMATS:
-        raise NotFound(f"no format '{extension[:20]}': use {', '.join(FORMATS)}")
-    return await _render(request, services, blob_id, query, services.variants.variant(query, extension), deadline)
+    return await _fetched_or_made(request, services, deadline)
 
 
 @router.get("/render/{blob_id}", response_class=Response, responses={**PICTURE_REPLIES, **NO_ID})
@@ -128,72 +113,31 @@ async def render(
     request: Request, blob_id: BlobId, query: Annotated[RenderQuery, Query()], services: InjectedServices, deadline: Deadline
 ) -> Response:
     """The picture in the format that the Accept header likes best; PNG for clients that name none."""
-    return await _render(request, services, blob_id, query, services.variants.variant(query, None), deadline)
+    return await _fetched_or_made(request, services, deadline)
 
 
-async def _render(request: Request, services: Services, blob_id: str, query: RenderQuery, variant: Variant, deadline: float) -> Response:
-    """In this order: permission, spelling, existence, validators, work.
-
-    A deleted id is 410 and never 304; neither 304 nor HEAD touches the device.
-    """
-    check_id(blob_id)  # it goes into headers
-    default_steps = services.pipeline.engine.manifest.default_steps
-    canonical = variant.path(blob_id, variant.extension, default_steps)
-    canonical, kept_for = _permitted(request, services, canonical, query)
-    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    if asked != canonical:
-        return Response(None, 308, {"Location": canonical, "Cache-Control": kept_for(REDIRECT_S)})
-    extension = variant.extension or pick_extension(request.headers.get("accept"))
-    options = variant.options(extension)
-    name = services.pipeline.variant(blob_id, options)
-    entity_tag = f'W/"{name}"'
-    headers = {"ETag": entity_tag, "Cache-Control": f"{kept_for(YEAR_S)}, immutable"}
-    headers |= purge_tags(blob_id)
-    if variant.extension is None:
-        headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
+async def _fetched_or_made(request: Request, services: Services, deadline: float) -> Response:
+    """What ``service.api.delivery`` granted and could not answer from memory."""
+    grant: Grant = request.state.grant
+    wanted, blob_id = grant.wanted, grant.wanted.address.blob_id
     await services.require(blob_id)
-    if matches(request.headers.get("if-none-match"), entity_tag):
-        return Response(None, 304, headers)
-    headers |= {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
-    content_type = FORMATS[extension].content_type
-    if request.method == "HEAD":
-        reply = Response(None, 200, headers, content_type)
-        length = services.cache.size(blob_id, name)
-        if length is None:
-            del reply.headers["Content-Length"]  # unknown without rendering
-        else:
-            reply.headers.update({"Content-Length": str(length), "Cache-Status": HIT})
-        return reply
-    kept = await services.cache.read(blob_id, name)
+    known = without_work(grant, services, request.method, request.headers.get("if-none-match"))
+    if known is not None:
+        return known
+    kept = await services.cache.read(blob_id, wanted.name)
     if kept is not None:
-        return Response(kept, 200, {**headers, "Cache-Status": HIT}, content_type)
-    joined = name in services.renders
+        return wanted.reply(kept, grant.cache_control, **{"Cache-Status": HIT})
+    joined = wanted.name in services.renders
     if not joined:
         services.pipeline.refuse_hopeless("render", deadline)
 
     async def make() -> Rendered:
-        rendered = await services.pipeline.render(await services.read(blob_id), options, deadline)
+        rendered = await services.pipeline.render(await services.read(blob_id), wanted.options, deadline)
         if await services.blobs.exists(blob_id):  # not deleted meanwhile
-            services.cache.keep(blob_id, name, rendered.content)
+            services.cache.keep(blob_id, wanted.name, rendered.content)
         return rendered
 
-    rendered = await services.renders.run(name, make)
+    rendered = await services.renders.run(wanted.name, make)
     require_in_time(deadline)
-    headers["Cache-Status"] = f"{MISS}; collapsed" if joined else MISS
-    headers["Server-Timing"] = server_timing(rendered.seconds)
-    return Response(rendered.content, 200, headers, content_type)
-
-
-def _permitted(request: Request, services: Services, canonical: str, query: RenderQuery) -> tuple[str, Callable[[int], str]]:
-    """The one spelling of the address, signature included, and who may keep the reply for how long.
-
-    What a signature opened is not kept longer than it lasts; what a key opened is for whoever has it.
-    Raises Unauthorized, Forbidden or QuotaExceeded.
-    """
-    signer = services.access.signer
-    if signer.on and query.sig is not None:
-        canonical, left = signer.check(canonical, query.expires, query.key, query.sig)
-        return canonical, lambda seconds: f"public, max-age={min(seconds, left)}"
-    services.access.require("render", request.headers.get("authorization"))
-    who = "private" if signer.on else "public"
-    return canonical, lambda seconds: f"{who}, max-age={seconds}"
+    headers = {"Cache-Status": f"{MISS}; collapsed" if joined else MISS, "Server-Timing": server_timing(rendered.seconds)}
+    return wanted.reply(rendered.content, grant.cache_control, **headers)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service import errors
+from service.api.schemas import complaint
 from service.batching.admission import whole_seconds
 from service.imaging.opening import ACCEPTED_TYPES
 
@@ -77,6 +78,13 @@ def reply_to(error: errors.SdcError) -> Response:
     return problem(status_of(error), error.kind, error.detail, headers, **extra)
 
 
+def answer(error: errors.SdcError) -> Response:
+    """The reply for an error of our own, and a line in the log where the service is to blame."""
+    if status_of(error) >= 500 and not isinstance(error, errors.Overloaded):
+        structlog.get_logger().error("request failed", kind=error.kind, detail=error.detail, exc_info=error)
+    return reply_to(error)
+
+
 def unexpected() -> Response:
     """The reply for an error that nobody foresaw: nothing of it leaks."""
     return problem(500, errors.SdcError.kind, "the service failed; the request id finds it in the log")
@@ -93,17 +101,11 @@ def install(app: FastAPI, routers: list[APIRouter]) -> None:
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, errors.SdcError)
-        if status_of(error) >= 500 and not isinstance(error, errors.Overloaded):
-            structlog.get_logger().error("request failed", kind=error.kind, detail=error.detail, exc_info=error)
-        return reply_to(error)
+        return answer(error)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:])
-        if first["type"] == "extra_forbidden":
-            return problem(400, errors.BadParameter.kind, f"unknown parameter '{name}'")
-        return problem(400, errors.BadParameter.kind, f"{name}: {first['msg']}")
+        return problem(400, errors.BadParameter.kind, complaint(error.errors()))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -27,6 +29,20 @@ WholeNumber = Annotated[int, BeforeValidator(_digits)]
 
 class Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def once_each(names: list[str]) -> None:
+    """Raise BadParameter for a parameter that is given twice: one meaning, one spelling."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise BadParameter(f"parameter '{twice[0][:40]}' is given more than once")
+
+
+def complaint(errors: Sequence[Any]) -> str:
+    """What is wrong with a query, in words, by the first of pydantic's errors."""
+    first = errors[0]
+    name = ".".join(str(part) for part in first["loc"] if part != "query")
+    return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
 
 
 class CompressQuery(Query):

@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from service.api.access import Access
-from service.api.schemas import BlobInfo, Links
+from service.api.schemas import BlobInfo, Links, once_each
 from service.api.variants import Variants
 from service.batching.refusals import missed
 from service.batching.shared import SharedRuns
@@ -106,11 +106,7 @@ InjectedServices = Annotated[Services, Depends(get_services)]
 
 
 async def _once_each(request: Request) -> None:
-    """Raise BadParameter for a parameter that is given twice: one meaning, one spelling."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadParameter(f"parameter '{name}' is given more than once")
+    once_each([name for name, _ in request.query_params.multi_items()])
 
 
 async def _deadline(request: Request, services: InjectedServices) -> float:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from pydantic import ValidationError
 
-from service.api.schemas import RenderQuery, SizedQuery
-from service.errors import BadParameter
+from service.api.schemas import RenderQuery, SizedQuery, complaint, once_each
+from service.errors import BadParameter, NotFound
 from service.imaging.resizing import LARGEST_BOX
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS
 from service.pipeline import RenderOptions
@@ -54,6 +54,17 @@ class Variant:
         return said
 
 
+@dataclass(frozen=True)
+class Address:
+    """A picture's address, understood."""
+
+    blob_id: str
+    variant: Variant
+    query: RenderQuery
+    canonical: str
+    """its one spelling, without a signature"""
+
+
 class Variants:
     """Which variants this service makes.
 
@@ -75,7 +86,30 @@ class Variants:
             except BadParameter as error:
                 raise BadParameter(f"preset '{name}': {error.detail}") from error
             except ValidationError as error:
-                raise BadParameter(f"preset '{name}': {_said(error)}") from error
+                raise BadParameter(f"preset '{name}': {complaint(error.errors())}") from error
+
+    def address(self, address: str, default_steps: int) -> Address:
+        """Understand ``/render/<id>``, with an extension and parameters or without.
+
+        Args:
+            address: path and query as they came, percent-encoding and all.
+            default_steps: U-Net steps where the address says nothing.
+
+        Raises NotFound for what is no address of a picture, and BadParameter for parameters that mean nothing or are not allowed.
+        """
+        path, _, parameters = address.partition("?")
+        name, dot, extension = unquote(path).removeprefix("/render/").partition(".")
+        if dot and extension not in FORMATS:
+            raise NotFound(f"no format '{extension[:20]}': use {', '.join(FORMATS)}")
+        check_id(name)  # it goes into headers
+        pairs = parse_qsl(parameters, keep_blank_values=True)
+        once_each([name for name, _ in pairs])
+        try:
+            asked = RenderQuery.model_validate(dict(pairs))
+        except ValidationError as error:
+            raise BadParameter(complaint(error.errors())) from error
+        variant = self.variant(asked, extension or None)
+        return Address(name, variant, asked, variant.path(name, variant.extension, default_steps))
 
     def variant(self, query: RenderQuery, extension: str | None) -> Variant:
         """What a query means at an address with this extension; raises BadParameter where it means nothing or is not allowed."""
@@ -107,23 +141,3 @@ def _times(side: int | None, dpr: str | None) -> int | None:
     if product > LARGEST_BOX:
         raise BadParameter(f"w and h times dpr may be {LARGEST_BOX} at most")
     return product
-
-
-def parse_address(address: str) -> tuple[str, str | None, RenderQuery]:
-    """Id, extension and query of ``/render/<id>...``; raises BadParameter, and NotFound for an id that cannot be one."""
-    parts = urlsplit(address)
-    name, dot, extension = parts.path.removeprefix("/render/").partition(".")
-    if not parts.path.startswith("/render/") or not name or (dot and extension not in FORMATS):
-        raise BadParameter(f"an address is /render/ID or /render/ID.{{{','.join(FORMATS)}}}, and parameters")
-    check_id(name)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    if len(dict(pairs)) < len(pairs):
-        raise BadParameter("a parameter is given more than once")
-    try:
-        return name, extension or None, RenderQuery.model_validate(dict(pairs))
-    except ValidationError as error:
-        raise BadParameter(_said(error)) from error
-
-
-def _said(error: ValidationError) -> str:
-    return "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())

@@ -44,7 +44,8 @@ def rate(url: str, tag: str, expected: int, seconds: float, folder: Path) -> flo
 def main(settings: Settings, seconds: float, out: Console) -> None:
     """Run and print; ``seconds`` of each of the two servers, three times."""
     ((source, size),) = photographs([(SIDE, SIDE)])
-    out.print(f"{machine()}; a {SIDE}x{SIDE} photograph as WebP, {CLIENTS} clients on kept connections", highlight=False)
+    terms = f"a {SIDE}x{SIDE} photograph as WebP, {CLIENTS} clients on kept connections, no access log on either side"
+    out.print(f"{machine()}; {terms}", highlight=False)
     table = Table("replies/s, best of three", "sdc", "bare Starlette route", "ratio", title="an origin behind a CDN")
     with (
         tempfile.TemporaryDirectory() as name,

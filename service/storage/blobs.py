@@ -7,6 +7,7 @@ deleted/<id>       the id was deleted; a new write takes the mark away
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import OrderedDict
@@ -60,14 +61,17 @@ class BlobStore:
         """Length of the blob without reading it, or None when there is none."""
         return await self._objects.size(f"blobs/{check_id(blob_id)}.sdc")
 
+    def seen(self, blob_id: str) -> bool:
+        """Whether there was a blob within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
+        return self._seen.get(blob_id, -math.inf) > self._clock()
+
     async def exists(self, blob_id: str) -> bool:
-        """Whether there is a blob, by what was seen within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
-        now = self._clock()
-        if self._seen.get(blob_id, now) > now:
+        """Whether there is a blob, as far as it was not seen lately."""
+        if self.seen(blob_id):
             return True
         found = await self.size(blob_id) is not None
         if found:
-            self._seen[blob_id] = now + SEEN_S
+            self._seen[blob_id] = self._clock() + SEEN_S
             self._seen.move_to_end(blob_id)
             if len(self._seen) > SEEN_COUNT:
                 self._seen.popitem(last=False)

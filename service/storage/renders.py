@@ -2,8 +2,8 @@
 
     renders/<id>/<variant>
 
-On this machine's disk or memory the least recently used go first.  On an object store nothing is thrown away: a lifecycle rule on the
-prefix does that, without anybody asking what is there.
+On this machine's disk the least recently used go first.  On an object store nothing is thrown away: a lifecycle rule on the
+prefix does that, without anybody asking what is there.  In front of either stand the last used, in this process's memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ class RenderCache:
 
     Args:
         objects: where they are kept.
-        max_bytes: of all together, where the place is this machine's; 0 keeps nothing.
+        max_bytes: of all together, where the place is this machine's; 0 keeps nothing there.
+        memory_bytes: of those kept in memory beside it.
 
     A store that fails is a miss, logged and counted: the picture is made again.
     """
 
-    def __init__(self, objects: Objects, max_bytes: int) -> None:
-        self._objects, self._max_bytes = objects, max_bytes
+    def __init__(self, objects: Objects, max_bytes: int, memory_bytes: int = 0) -> None:
+        self._objects, self._max_bytes, self._memory_bytes = objects, max_bytes, min(memory_bytes, max_bytes)
+        self._memory: OrderedDict[str, bytes] = OrderedDict()
+        """least recently used first"""
+        self._bytes_in_memory = 0
         self._bounded = objects.ours
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """least recently used first; only where bounded"""
@@ -46,6 +50,15 @@ class RenderCache:
             self._note(path, size)
         await self._evict()
 
+    def in_memory(self, blob_id: str, variant: str) -> bytes | None:
+        """The picture, where it can be had without waiting."""
+        path = _path(blob_id, variant)
+        content = self._memory.get(path)
+        if content is not None:
+            self._memory.move_to_end(path)
+            metrics.RENDER_CACHE.labels(result="hit").inc()
+        return content
+
     async def read(self, blob_id: str, variant: str) -> bytes | None:
         """The picture, or None."""
         path = _path(blob_id, variant)
@@ -59,17 +72,21 @@ class RenderCache:
             return None
         if content is None:
             self._forget(path)
-        elif self._bounded and path in self._sizes:
-            self._sizes.move_to_end(path)
+        else:
+            self._remember(path, content)
+            if path in self._sizes:
+                self._sizes.move_to_end(path)
         metrics.RENDER_CACHE.labels(result="miss" if content is None else "hit").inc()
         return content
 
     def size(self, blob_id: str, variant: str) -> int | None:
         """Length of the picture where it is known without asking."""
-        return self._sizes.get(_path(blob_id, variant))
+        path = _path(blob_id, variant)
+        return len(self._memory[path]) if path in self._memory else self._sizes.get(path)
 
     def keep(self, blob_id: str, variant: str, content: bytes) -> None:
-        """Write in the background: nobody waits for it."""
+        """Remember, and write in the background: nobody waits for it."""
+        self._remember(_path(blob_id, variant), content)
         if self._max_bytes and len(content) <= self._max_bytes:
             task = asyncio.get_running_loop().create_task(self._write(_path(blob_id, variant), content))
             self._writing.add(task)
@@ -78,6 +95,8 @@ class RenderCache:
     async def forget(self, blob_id: str) -> None:
         """Delete every picture of a blob, those that are being written included.  Raises StoreUnavailable."""
         await self.close()
+        for path in [path for path in self._memory if path.startswith(f"{PREFIX}/{blob_id}/")]:
+            self._bytes_in_memory -= len(self._memory.pop(path))
         for path, _ in await self._objects.list(f"{PREFIX}/{blob_id}/"):
             await self._objects.delete(path)
             self._forget(path)
@@ -102,6 +121,15 @@ class RenderCache:
             await self._objects.delete(path)
             metrics.RENDER_CACHE.labels(result="evicted").inc()
         metrics.RENDER_CACHE_BYTES.set(self._bytes)
+
+    def _remember(self, path: str, content: bytes) -> None:
+        if len(content) > self._memory_bytes:
+            return
+        self._bytes_in_memory += len(content) - len(self._memory.pop(path, b""))
+        self._memory[path] = content
+        while self._bytes_in_memory > self._memory_bytes:
+            self._bytes_in_memory -= len(self._memory.popitem(last=False)[1])
+        metrics.RENDER_CACHE_MEMORY_BYTES.set(self._bytes_in_memory)
 
     def _note(self, path: str, size: int) -> None:
         self._forget(path)

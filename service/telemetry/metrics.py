@@ -24,6 +24,7 @@ STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], bu
 NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
 RENDER_CACHE = Counter("sdc_render_cache_total", "Rendered pictures looked for, thrown away, or lost to a failing store.", ["result"])
 RENDER_CACHE_BYTES = Gauge("sdc_render_cache_bytes", "Bytes of rendered pictures kept, where this process bounds them.")
+RENDER_CACHE_MEMORY_BYTES = Gauge("sdc_render_cache_memory_bytes", "Bytes of those of them that are kept in memory too.")
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
 BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"])
 

@@ -142,3 +142,35 @@ def test_on_an_object_store_nothing_is_thrown_away(objects: Objects, monkeypatch
         assert await cache.read(ID, "one") is None
 
     run(check)
+
+
+def test_the_last_used_are_in_memory_too(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 1000, memory_bytes=100)
+        for variant in ("one", "two", "three"):
+            await keep(cache, ID, variant, bytes(33))
+        assert cache.in_memory(ID, "one") == bytes(33)
+        await keep(cache, OTHER, "four", bytes(33))
+        assert cache.in_memory(ID, "two") is None
+        assert cache.size(ID, "two") == 33
+        assert await cache.read(ID, "two") == bytes(33)
+        assert cache.in_memory(ID, "three") is None
+        assert cache.in_memory(ID, "two") == bytes(33)
+        assert REGISTRY.get_sample_value("sdc_render_cache_memory_bytes") == 99
+        await keep(cache, ID, "large", bytes(101))
+        assert cache.in_memory(ID, "large") is None
+        assert await cache.read(ID, "large") == bytes(101)
+        await cache.forget(ID)
+        assert cache.in_memory(ID, "two") is None
+        assert cache.in_memory(OTHER, "four")
+
+    run(check)
+
+
+def test_a_cache_that_keeps_nothing_remembers_nothing(objects: Objects) -> None:
+    async def check() -> None:
+        cache = RenderCache(objects, 0, memory_bytes=100)
+        await keep(cache, ID, "one", bytes(33))
+        assert cache.in_memory(ID, "one") is None
+
+    run(check)

@@ -1,0 +1,151 @@
+"""GET|HEAD /render/<id>: what is meant, who may have it, and all replies that need no work.
+
+    permission -> spelling (308) -> existence (404, 410) -> validators (304) -> HEAD -> pictures in memory -> the route
+
+A deleted id is 410 and never 304; neither 304 nor HEAD reads a picture or a blob, or touches the device.
+
+``Delivery`` stands in front of the door: what is in memory is told at once, however full the service is.  Whatever takes waiting, be it
+only for the store, goes on to the route in ``service.api.pictures``.  Most requests of a CDN end here, so the way is kept short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.access import Access
+from service.api.middleware import HttpMiddleware, header, negotiated
+from service.api.negotiation import matches, pick_extension
+from service.api.problems import answer
+from service.api.services import Services, disposition, purge_tags
+from service.api.variants import Address, Variants
+from service.errors import SdcError
+from service.imaging.writing import FORMATS
+from service.pipeline import Pipeline, RenderOptions
+
+REDIRECT_S, YEAR_S = 86400, 31536000
+IMMUTABLE = f"public, max-age={YEAR_S}, immutable"
+EMBEDDABLE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "Timing-Allow-Origin": "*",
+    "Accept-Ranges": "none",
+}
+HIT = "sdc; hit"
+"""RFC 9211"""
+REMEMBERED, LONGEST_REMEMBERED = 4096, 1024
+"""so many requests of at most that many characters, address and Accept header, are not understood anew"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture, as a request asks for it."""
+
+    address: Address
+    extension: str
+    options: RenderOptions
+    name: str
+    """of the variant: made of everything that decides on its bytes, equal on all replicas"""
+    headers: dict[str, str]
+    """of 200 and 304"""
+    more_headers: dict[str, str]
+    """of 200 alone"""
+
+    def reply(self, content: bytes | None, cache_control: str, **more: str) -> Response:
+        """200 with the picture, or with nothing."""
+        headers = {**self.headers, "Cache-Control": cache_control, **self.more_headers, **more}
+        return Response(content, 200, headers, FORMATS[self.extension].content_type)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A picture that a request may have, and the Cache-Control of the reply."""
+
+    wanted: Wanted
+    cache_control: str
+
+
+class Delivery(HttpMiddleware):
+    """Answers what needs no waiting; hands the rest on, with a ``Grant`` in ``request.state.grant``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app)
+        self._understood = lru_cache(REMEMBERED)(_understand)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD") or not scope["path"].startswith("/render/"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            reply = self._reply(scope, scope["app"].state.services)
+        except SdcError as error:
+            reply = answer(error)
+        await (reply or self.app)(scope, receive, send)
+
+    def _reply(self, scope: Scope, services: Services) -> Response | None:
+        spelling = (scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")).decode("latin-1")
+        accept = header(scope, b"accept") if negotiated(scope["path"]) else None
+        remembered = len(spelling) + len(accept or "") <= LONGEST_REMEMBERED
+        wanted = (self._understood if remembered else _understand)(services.variants, services.pipeline, spelling, accept)
+        canonical, keeping = _permitted(wanted.address, services.access, header(scope, b"authorization"))
+        if spelling != canonical:
+            return Response(None, 308, {"Location": canonical, "Cache-Control": keeping(REDIRECT_S)})
+        grant = Grant(wanted, f"{keeping(YEAR_S)}, immutable")
+        if services.blobs.seen(wanted.address.blob_id):
+            reply = without_work(grant, services, scope["method"], header(scope, b"if-none-match"))
+            if reply is not None:
+                return reply
+        scope.setdefault("state", {})["grant"] = grant
+        return None
+
+
+def without_work(grant: Grant, services: Services, method: str, if_none_match: str | None) -> Response | None:
+    """The reply about a picture of a blob that exists, unless it has to be fetched or made."""
+    wanted = grant.wanted
+    if matches(if_none_match, wanted.headers["ETag"]):
+        return Response(None, 304, {**wanted.headers, "Cache-Control": grant.cache_control})
+    blob_id, name = wanted.address.blob_id, wanted.name
+    if method != "HEAD":
+        kept = services.cache.in_memory(blob_id, name)
+        return None if kept is None else wanted.reply(kept, grant.cache_control, **{"Cache-Status": HIT})
+    length = services.cache.size(blob_id, name)
+    if length is not None:
+        return wanted.reply(None, grant.cache_control, **{"Content-Length": str(length), "Cache-Status": HIT})
+    reply = wanted.reply(None, grant.cache_control)
+    del reply.headers["Content-Length"]  # unknown without rendering
+    return reply
+
+
+def _understand(variants: Variants, pipeline: Pipeline, spelling: str, accept: str | None) -> Wanted:
+    """What an address, and an Accept header where it has no extension, ask for; raises NotFound and BadParameter."""
+    default_steps = pipeline.engine.manifest.default_steps
+    address = variants.address(spelling, default_steps)
+    variant, blob_id = address.variant, address.blob_id
+    extension = variant.extension or pick_extension(accept)
+    options = variant.options(extension)
+    name = pipeline.variant(blob_id, options)
+    headers = {"ETag": f'W/"{name}"', **purge_tags(blob_id)}
+    if variant.extension is None:
+        headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
+    more_headers = {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
+    return Wanted(address, extension, options, name, headers, more_headers)
+
+
+def _permitted(address: Address, access: Access, authorization: str | None) -> tuple[str, Callable[[int], str]]:
+    """The one spelling of the address, signature included, and who may keep the reply for how long.
+
+    What a signature opened is not kept longer than it lasts; what a key opened is for whoever has it.
+    Raises Unauthorized, Forbidden or QuotaExceeded.
+    """
+    signer, query = access.signer, address.query
+    if signer.on and query.sig is not None:
+        canonical, left = signer.check(address.canonical, query.expires, query.key, query.sig)
+        return canonical, lambda seconds: f"public, max-age={min(seconds, left)}"
+    access.require("render", authorization)
+    who = "private" if signer.on else "public"
+    return address.canonical, lambda seconds: f"{who}, max-age={seconds}"
