@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 
 from service import __version__
-from service.api import blobs, health, pictures, problems
+from service.api import blobs, documentation, health, pictures, problems
 from service.api.access import Access
 from service.api.cors import Cors
 from service.api.delivery import Delivery
@@ -87,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     for tag, router in routers.items():
         app.include_router(router, tags=[tag])
     problems.install(app, list(routers.values()))
+    documentation.install(app)
 
     def retry_after_s() -> int:
         return whole_seconds(app.state.services.pipeline.batcher.predicted_wait_s("bulk"))

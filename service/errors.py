@@ -97,6 +97,16 @@ class Gone(SdcError):
     kind = "gone"
 
 
+class RangeNotSatisfiable(SdcError):
+    """A range of bytes beyond the end."""
+
+    kind = "range-not-satisfiable"
+
+    def __init__(self, detail: str, size: int) -> None:
+        super().__init__(detail)
+        self.size = size
+
+
 class Unauthorized(SdcError):
     """No key, or one that nobody has."""
 

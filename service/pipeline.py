@@ -13,7 +13,7 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +109,15 @@ class Rendered:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Computed:
+    """One item of a batch, and what the batch took."""
+
+    result: Any
+    seconds: dict[str, float]
+    """by stage"""
+
+
 @dataclass
 class Stages:
     """Seconds spent in each named stage of one request."""
@@ -122,9 +131,22 @@ class Stages:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-            metrics.STAGE_SECONDS.labels(stage=stage).observe(seconds)
+            self.add(stage, time.perf_counter() - started)
+
+    async def on_device(self, submitted: Awaitable[Computed]) -> Any:
+        """Wait for the device: what it took is told apart from the time until then, which is the queue's."""
+        started = time.perf_counter()
+        computed = await submitted
+        waited = time.perf_counter() - started
+        self.add("queue", max(0.0, waited - sum(computed.seconds.values())))
+        for stage, seconds in computed.seconds.items():
+            self.add(stage, seconds)
+        return computed.result
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds towards a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        metrics.STAGE_SECONDS.labels(stage=stage).observe(seconds)
 
 
 def name_of(*parts: bytes) -> str:
@@ -189,8 +211,7 @@ class Pipeline:
             with stages.timed("open"):
                 picture, padded, first_look = await ticket.aside(lambda: self._open(source))
             tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
-            with stages.timed("encode"):
-                latent = await self._encode(padded, picture, tiling, ticket)
+            latent = await self._encode(padded, picture, tiling, stages, ticket)
             with stages.timed("code"):
                 blob = await ticket.aside(lambda: self._code(latent, picture, tiling, options), finishing=True)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
@@ -215,10 +236,10 @@ class Pipeline:
         quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
         return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
 
-    async def _encode(self, padded: Plane, picture: Picture, tiling: Tiling | None, ticket: Ticket) -> Latent:
+    async def _encode(self, padded: Plane, picture: Picture, tiling: Tiling | None, stages: Stages, ticket: Ticket) -> Latent:
         factor = self.engine.manifest.downscale
         if tiling is None:
-            whole = await self._submit_encode(padded, ticket)
+            whole = await self._submit_encode(padded, stages, ticket)
             border = border_cells(picture.width, picture.height)
             inner = slice(border, -border or None)
             return np.ascontiguousarray(whole[:, inner, inner])
@@ -228,13 +249,13 @@ class Pipeline:
             window = padded[
                 rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
             ]
-            part = await self._submit_encode(np.ascontiguousarray(window), ticket)
+            part = await self._submit_encode(np.ascontiguousarray(window), stages, ticket)
             latent[:, rows.core, columns.core] = part[:, rows.core_in_window, columns.core_in_window]
         return latent
 
-    async def _submit_encode(self, pixels: Plane, ticket: Ticket) -> Latent:
+    async def _submit_encode(self, pixels: Plane, stages: Stages, ticket: Ticket) -> Latent:
         height, width = pixels.shape[:2]
-        encoded: Latent = await ticket.submit((height, width), pixels, height * width)
+        encoded: Latent = await stages.on_device(ticket.submit((height, width), pixels, height * width))
         return encoded
 
     # -- blob to photo
@@ -278,36 +299,34 @@ class Pipeline:
 
     async def _restore(self, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Picture:
         alpha = None
-        with stages.timed("decode"):
+        with stages.timed("read"):
             latent = await ticket.aside(lambda: self.codec.decode(blob))
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
-        with stages.timed("render"):
-            rgb = await self._decode(latent, blob, steps, ticket)
-        return Picture(rgb, alpha)
+        return Picture(await self._decode(latent, blob, steps, stages, ticket), alpha)
 
-    async def _decode(self, latent: Latent, blob: Blob, steps: int, ticket: Ticket) -> Plane:
+    async def _decode(self, latent: Latent, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Plane:
         factor = self.engine.manifest.downscale
         size = np.float32(step_size(blob.step_index))
         if blob.tiling is None:
             cells = border_cells(blob.width, blob.height)
             border = cells * factor
             surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
-            whole = await self._submit_render(surrounded, size, steps, ticket)
+            whole = await self._submit_render(surrounded, size, steps, stages, ticket)
             return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
         windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
-            piece = await self._submit_render(np.ascontiguousarray(window), size, steps, ticket)
+            piece = await self._submit_render(np.ascontiguousarray(window), size, steps, stages, ticket)
             await ticket.aside(partial(paste, canvas, tile, piece, margin // 2), finishing=True)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
-    async def _submit_render(self, latent: Latent, size: np.float32, steps: int, ticket: Ticket) -> Plane:
+    async def _submit_render(self, latent: Latent, size: np.float32, steps: int, stages: Stages, ticket: Ticket) -> Plane:
         height, width = latent.shape[1:]
         pixels = height * width * self.engine.manifest.downscale**2
-        rendered: Plane = await ticket.submit((height, width, steps), (latent, size, steps), pixels)
+        rendered: Plane = await stages.on_device(ticket.submit((height, width, steps), (latent, size, steps), pixels))
         return rendered
 
     # -- plumbing
@@ -354,13 +373,21 @@ def _check_tiling(blob: Blob, downscale: int) -> None:
 def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
     """What the device thread runs: lists of items of one shape in, lists of results out."""
 
-    def encode(items: Sequence[Plane]) -> Sequence[Latent]:
-        return list(engine.encode(np.stack(items)))
+    def encode(items: Sequence[Plane]) -> Sequence[Computed]:
+        started = time.perf_counter()
+        latents = engine.encode(np.stack(items))
+        seconds = {"encode": time.perf_counter() - started}
+        return [Computed(latent, seconds) for latent in latents]
 
-    def render(items: Sequence[tuple[Latent, np.float32, int]]) -> Sequence[Plane]:
+    def render(items: Sequence[tuple[Latent, np.float32, int]]) -> Sequence[Computed]:
+        steps = items[0][2]
+        started = time.perf_counter()
         latents = np.stack([latent for latent, _, _ in items])
-        sizes = np.array([size for _, size, _ in items], np.float32)
-        return list(engine.decode(engine.restore(latents, sizes, items[0][2])))
+        clean = engine.restore(latents, np.array([size for _, size, _ in items], np.float32), steps)
+        restored = time.perf_counter()
+        pictures = engine.decode(clean)
+        seconds = ({"unet": restored - started} if steps else {}) | {"decode": time.perf_counter() - restored}
+        return [Computed(picture, seconds) for picture in pictures]
 
     return {"encode": encode, "render": render}
 

@@ -19,7 +19,7 @@ class ApiKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    secret: SecretStr = Field(min_length=1)
+    secret: SecretStr = Field(min_length=16)
     scopes: list[Scope]
     per_minute: int | None = Field(None, ge=1, description="Requests; each replica counts its own.")
 
@@ -40,7 +40,9 @@ class Settings(BaseSettings):
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
     )
     render_memory_bytes: int = Field(64 << 20, ge=0, description="Of the pictures used last, kept in memory too; 0: none.")
-    admin_key: SecretStr | None = Field(None, description="Bearer token that allows DELETE; without one DELETE is 403.")
+    admin_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+        None, description="Bearer token that allows DELETE; without one DELETE is 403."
+    )
     api_keys: dict[str, ApiKey] = Field(
         default_factory=dict,
         description='Who may compress, as JSON: {"shop": {"secret": "...", "scopes": ["compress"], "per_minute": 600}}; none: anybody.',

@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.delivery import IMMUTABLE
 from service.api.negotiation import BLOB_TYPE, matches
 from service.api.pictures import BAD_INPUT, NO_ID, BlobId
-from service.api.schemas import BlobDetails, BlobInfo, NoQuery
-from service.api.services import BODY_DOCUMENTATION, STRICT, InjectedServices, disposition, needs, off_loop_if_large, purge_tags, read_body
+from service.api.ranges import asked_range
+from service.api.schemas import BlobDetails, BlobInfo, NoQuery, Problem, UploadQuery
+from service.api.services import (
+    BODY_DOCUMENTATION,
+    STRICT,
+    InjectedServices,
+    digest_of,
+    disposition,
+    needs,
+    off_loop_if_large,
+    purge_tags,
+    read_body,
+    tagged,
+)
 from service.codec import container
 from service.codec.steps import step_size
 from service.errors import NotFound
 
 router = APIRouter(prefix="/blobs", dependencies=STRICT)
 NoParameters = Annotated[NoQuery, Query()]
+STORED: dict[str, Any] = {"content": {BLOB_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+BLOB_REPLIES: dict[int | str, dict[str, Any]] = {200: STORED, 206: STORED, 416: {"model": Problem}, **NO_ID}
 
 
 @router.post(
     "", dependencies=[needs("compress")], status_code=201, response_model=BlobInfo, responses=BAD_INPUT, openapi_extra=BODY_DOCUMENTATION
 )
-async def upload(request: Request, _: NoParameters, services: InjectedServices) -> Response:
+async def upload(request: Request, query: Annotated[UploadQuery, Query()], services: InjectedServices) -> Response:
     """Store an ``.sdc`` made elsewhere, under its own digest.  It is decoded once, so that only what can be rendered is stored."""
     content = await read_body(request)
     blob = services.pipeline.parse(content)
     blob_id = await off_loop_if_large(content, lambda: services.pipeline.id_of_blob(content))
-    created = False
+    created, facts = False, tagged(query.tag)
     if await services.blobs.size(blob_id) is None:
         await services.pipeline.verify(blob)
-        created = (await services.store(blob_id, content, {}))[1]
+        created = (await services.store(blob_id, content, facts))[1]
+    if not created:
+        facts = await services.tag(blob_id, query.tag)
     headers = {"Location": f"/blobs/{blob_id}", "SDC-Id": blob_id, "Cache-Control": "no-store"}
-    body = services.info(blob_id, blob, len(content), {}).model_dump_json()
+    body = services.info(blob_id, blob, len(content), facts).model_dump_json()
     return Response(body, 201 if created else 200, headers, "application/json")
 
 
-@router.get("/{blob_id}", dependencies=[needs("render")], response_class=Response, responses=NO_ID)
+@router.get("/{blob_id}", dependencies=[needs("render")], response_class=Response, responses=BLOB_REPLIES)
 @router.head("/{blob_id}", dependencies=[needs("render")], include_in_schema=False)
 async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: InjectedServices) -> Response:
-    """The stored bytes; the entity tag is strong."""
-    content = await services.read(blob_id)
-    entity_tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id)}
-    if matches(request.headers.get("if-none-match"), entity_tag):
+    """The stored bytes, or a range of them; the entity tag is strong.  Neither 304 nor HEAD reads them."""
+    facts, if_none_match = await services.require(blob_id), request.headers.get("if-none-match")
+    content = None
+    if "digest" not in facts or (request.method == "GET" and if_none_match is None):
+        content = await services.read(blob_id)
+    entity_tag = f'"{facts["digest"] if content is None else digest_of(content)}"'
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id, facts)}
+    if matches(if_none_match, entity_tag):
         return Response(None, 304, headers)
-    headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc")}
-    return Response(content, 200, headers, BLOB_TYPE)
+    headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc"), "Accept-Ranges": "bytes"}
+    if request.method == "HEAD":
+        length = await services.size(blob_id) if content is None else len(content)
+        return Response(None, 200, {**headers, "Content-Length": str(length)}, BLOB_TYPE)
+    if content is None:
+        content = await services.read(blob_id)
+    part = asked_range(request.headers.get("range"), request.headers.get("if-range"), entity_tag, len(content))
+    if part is None:
+        return Response(content, 200, headers, BLOB_TYPE)
+    begin, end = part
+    return Response(content[begin:end], 206, {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{len(content)}"}, BLOB_TYPE)
 
 
 @router.get("/{blob_id}/info", dependencies=[needs("render")], response_model=BlobDetails, responses=NO_ID)
@@ -55,13 +82,14 @@ async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices
     """What the blob and its sidecar say."""
     content = await services.read(blob_id)
     blob = services.pipeline.parse(content)
-    facts = await services.facts(blob_id)
+    facts = await services.blobs.facts(blob_id)
     details = BlobDetails(
         **services.info(blob_id, blob, len(content), facts).model_dump(),
         step=step_size(blob.step_index),
         alpha=container.ALPHA in blob.sections,
         tiled=blob.tiling is not None,
         sections={container.SECTION_NAMES[kind]: len(part) for kind, part in blob.sections.items()},
+        tags=facts.get("tags", []),
         source_bytes=facts.get("source_bytes"),
     )
     return Response(details.model_dump_json(), 200, {"Cache-Control": "no-store"}, "application/json")

@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.middleware import HttpMiddleware, header
 
 METHODS = "GET, HEAD, POST, DELETE"
-REQUEST_HEADERS = "Accept, Authorization, Content-Type, If-None-Match, SDC-Deadline-Ms, X-Request-Id"
-REPLY_HEADERS = b"Cache-Status, Content-Location, ETag, Location, Retry-After, SDC-Id, Server-Timing, X-Request-Id"
+REQUEST_HEADERS = "Accept, Authorization, Content-Type, If-None-Match, Range, SDC-Deadline-Ms, X-Request-Id, traceparent"
+REPLY_HEADERS = (
+    b"Cache-Status, Content-Location, Content-Range, ETag, Location, Retry-After, SDC-Id, SDC-Variant, Server-Timing, X-Request-Id"
+)
 PREFLIGHT_S = 86400
 
 

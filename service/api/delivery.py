@@ -26,6 +26,7 @@ from service.api.variants import Address, Variants
 from service.errors import SdcError
 from service.imaging.writing import FORMATS
 from service.pipeline import Pipeline, RenderOptions
+from service.storage.blobs import Facts
 
 REDIRECT_S, YEAR_S = 86400, 31536000
 IMMUTABLE = f"public, max-age={YEAR_S}, immutable"
@@ -56,11 +57,6 @@ class Wanted:
     more_headers: dict[str, str]
     """of 200 alone"""
 
-    def reply(self, content: bytes | None, cache_control: str, **more: str) -> Response:
-        """200 with the picture, or with nothing."""
-        headers = {**self.headers, "Cache-Control": cache_control, **self.more_headers, **more}
-        return Response(content, 200, headers, FORMATS[self.extension].content_type)
-
 
 @dataclass(frozen=True)
 class Grant:
@@ -68,6 +64,15 @@ class Grant:
 
     wanted: Wanted
     cache_control: str
+
+    def headers(self, facts: Facts) -> dict[str, str]:
+        """Of 200 and 304; ``facts`` are what is known beside the blob."""
+        return {**self.wanted.headers, "Cache-Control": self.cache_control, **purge_tags(self.wanted.address.blob_id, facts)}
+
+    def reply(self, content: bytes | None, facts: Facts, **more: str) -> Response:
+        """200 with the picture, or with nothing."""
+        headers = {**self.headers(facts), **self.wanted.more_headers, **more}
+        return Response(content, 200, headers, FORMATS[self.wanted.extension].content_type)
 
 
 class Delivery(HttpMiddleware):
@@ -96,27 +101,28 @@ class Delivery(HttpMiddleware):
         if spelling != canonical:
             return Response(None, 308, {"Location": canonical, "Cache-Control": keeping(REDIRECT_S)})
         grant = Grant(wanted, f"{keeping(YEAR_S)}, immutable")
-        if services.blobs.seen(wanted.address.blob_id):
-            reply = without_work(grant, services, scope["method"], header(scope, b"if-none-match"))
+        facts = services.blobs.seen(wanted.address.blob_id)
+        if facts is not None:
+            reply = without_work(grant, facts, services, scope["method"], header(scope, b"if-none-match"))
             if reply is not None:
                 return reply
         scope.setdefault("state", {})["grant"] = grant
         return None
 
 
-def without_work(grant: Grant, services: Services, method: str, if_none_match: str | None) -> Response | None:
+def without_work(grant: Grant, facts: Facts, services: Services, method: str, if_none_match: str | None) -> Response | None:
     """The reply about a picture of a blob that exists, unless it has to be fetched or made."""
     wanted = grant.wanted
     if matches(if_none_match, wanted.headers["ETag"]):
-        return Response(None, 304, {**wanted.headers, "Cache-Control": grant.cache_control})
+        return Response(None, 304, grant.headers(facts))
     blob_id, name = wanted.address.blob_id, wanted.name
     if method != "HEAD":
         kept = services.cache.in_memory(blob_id, name)
-        return None if kept is None else wanted.reply(kept, grant.cache_control, **{"Cache-Status": HIT})
+        return None if kept is None else grant.reply(kept, facts, **{"Cache-Status": HIT})
     length = services.cache.size(blob_id, name)
     if length is not None:
-        return wanted.reply(None, grant.cache_control, **{"Content-Length": str(length), "Cache-Status": HIT})
-    reply = wanted.reply(None, grant.cache_control)
+        return grant.reply(None, facts, **{"Content-Length": str(length), "Cache-Status": HIT})
+    reply = grant.reply(None, facts)
     del reply.headers["Content-Length"]  # unknown without rendering
     return reply
 
@@ -129,11 +135,23 @@ def _understand(variants: Variants, pipeline: Pipeline, spelling: str, accept: s
     extension = variant.extension or pick_extension(accept)
     options = variant.options(extension)
     name = pipeline.variant(blob_id, options)
-    headers = {"ETag": f'W/"{name}"', **purge_tags(blob_id)}
+    headers = {"ETag": f'W/"{name}"', "SDC-Variant": _told(pipeline, extension, options)}
     if variant.extension is None:
         headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
     more_headers = {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
     return Wanted(address, extension, options, name, headers, more_headers)
+
+
+def _told(pipeline: Pipeline, extension: str, options: RenderOptions) -> str:
+    """What is done to the picture, as a dictionary of RFC 9651, for those who look with ``curl -I``."""
+    manifest = pipeline.engine.manifest
+    said = [f'model="{manifest.name}-{manifest.version}"', f"steps={pipeline.steps_of(options)}", f"format={extension}"]
+    if not FORMATS[extension].lossless:
+        said.append(f"q={options.quality}")
+    if options.box is not None:
+        said += [f"{name}={value}" for name, value in (("w", options.box.width), ("h", options.box.height)) if value is not None]
+        said.append(f"fit={options.box.fit}")
+    return ", ".join(said)
 
 
 def _permitted(address: Address, access: Access, authorization: str | None) -> tuple[str, Callable[[int], str]]:

@@ -18,6 +18,8 @@ from service.api.problems import reply_to, unexpected
 from service.errors import TooManyBytes
 from service.telemetry import metrics
 
+TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+"""W3C Trace Context, section 3.2"""
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499
 """what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
@@ -62,13 +64,19 @@ class HttpMiddleware:
 
 
 class Telling(HttpMiddleware):
-    """Gives each request an id, binds it to the log, counts and times the reply; answers what nobody else has answered."""
+    """Gives each request an id, binds it and its trace to the log, counts and times the reply; answers what nobody else has answered.
+
+    A reply that says nothing of caches is not to be stored.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         offered = header(scope, b"x-request-id") or ""
         request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        trace = TRACE_PARENT.fullmatch(header(scope, b"traceparent") or "")
+        if trace:
+            structlog.contextvars.bind_contextvars(trace_id=trace.group(1))
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -76,6 +84,8 @@ class Telling(HttpMiddleware):
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if not any(name == b"cache-control" for name, _ in message["headers"]):  # the framework's own pages
+                    message["headers"].append((b"cache-control", b"no-store"))
             await send(message)
 
         try:

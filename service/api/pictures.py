@@ -21,9 +21,11 @@ from service.api.services import (
     read_body,
     require_in_time,
     server_timing,
+    tagged,
 )
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, Rendered, RenderOptions
+from service.storage.blobs import ID_PATTERN
 
 router = APIRouter(dependencies=STRICT)
 
@@ -33,7 +35,9 @@ MISS = "sdc; fwd=uri-miss"
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
 PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
 NO_ID: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 410, 503)}
-BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.")]
+ID_SCHEMA: dict[str, Any] = {"pattern": f"^{ID_PATTERN.pattern}$"}
+BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.", json_schema_extra=ID_SCHEMA)]
+Extension = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)})]
 
 
 @router.post(
@@ -51,21 +55,23 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     source = await read_body(request)
     blob_id = await off_loop_if_large(source, lambda: services.pipeline.id_of(source, options))
     content = await services.blobs.read(blob_id)
-    created, timing, facts = False, {}, None
+    created, timing, facts = False, {}, {}
     if content is None:
         compressed = await services.compressions.run(blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline))
-        known = {"source_bytes": len(source), "preview": compressed.glance.preview, "color": compressed.glance.color}
-        content, created = await services.store(blob_id, compressed.content, known)
-        facts = known if created else None
+        glance = compressed.glance
+        facts = {"source_bytes": len(source), "preview": glance.preview, "color": glance.color, **tagged(query.tag)}
+        content, created = await services.store(blob_id, compressed.content, facts)
         timing = {"Server-Timing": server_timing(compressed.seconds)}
         require_in_time(deadline)  # it is stored: asking again is quick
+    if not created:
+        facts = await services.tag(blob_id, query.tag)
     blob = services.pipeline.parse(content)
     status = 201 if created else 200
     headers = {"Location": services.access.link(f"/render/{blob_id}"), "SDC-Id": blob_id, "Cache-Control": "no-store", **timing}
     if wants_blob(request.headers.get("accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
         return Response(content, status, headers, BLOB_TYPE)
-    body = services.info(blob_id, blob, len(content), await services.facts(blob_id) if facts is None else facts).model_dump_json()
+    body = services.info(blob_id, blob, len(content), facts).model_dump_json()
     return Response(body, status, headers, "application/json")
 
 
@@ -98,7 +104,7 @@ async def decompress(
 async def render_as(
     request: Request,
     blob_id: BlobId,
-    extension: str,
+    extension: Extension,
     query: Annotated[RenderQuery, Query()],
     services: InjectedServices,
     deadline: Deadline,
@@ -120,24 +126,24 @@ async def _fetched_or_made(request: Request, services: Services, deadline: float
     """What ``service.api.delivery`` granted and could not answer from memory."""
     grant: Grant = request.state.grant
     wanted, blob_id = grant.wanted, grant.wanted.address.blob_id
-    await services.require(blob_id)
-    known = without_work(grant, services, request.method, request.headers.get("if-none-match"))
+    facts = await services.require(blob_id)
+    known = without_work(grant, facts, services, request.method, request.headers.get("if-none-match"))
     if known is not None:
         return known
     kept = await services.cache.read(blob_id, wanted.name)
     if kept is not None:
-        return wanted.reply(kept, grant.cache_control, **{"Cache-Status": HIT})
+        return grant.reply(kept, facts, **{"Cache-Status": HIT})
     joined = wanted.name in services.renders
     if not joined:
         services.pipeline.refuse_hopeless("render", deadline)
 
     async def make() -> Rendered:
         rendered = await services.pipeline.render(await services.read(blob_id), wanted.options, deadline)
-        if await services.blobs.exists(blob_id):  # not deleted meanwhile
+        if await services.blobs.look(blob_id) is not None:  # not deleted meanwhile
             services.cache.keep(blob_id, wanted.name, rendered.content)
         return rendered
 
     rendered = await services.renders.run(wanted.name, make)
     require_in_time(deadline)
     headers = {"Cache-Status": f"{MISS}; collapsed" if joined else MISS, "Server-Timing": server_timing(rendered.seconds)}
-    return wanted.reply(rendered.content, grant.cache_control, **headers)
+    return grant.reply(rendered.content, facts, **headers)

@@ -32,6 +32,7 @@ STATUS: dict[type[errors.SdcError], int] = {
     errors.BadBlob: 422,
     errors.NotFound: 404,
     errors.Gone: 410,
+    errors.RangeNotSatisfiable: 416,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.QuotaExceeded: 429,
@@ -70,6 +71,8 @@ def reply_to(error: errors.SdcError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="sdc"'
     elif isinstance(error, errors.StoreUnavailable):
         headers["Retry-After"] = "5"
+    elif isinstance(error, errors.RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     elif isinstance(error, errors.SizeUnreachable):
         extra["best_bytes"] = error.best_bytes
     elif isinstance(error, errors.UnsupportedInput):

@@ -23,8 +23,11 @@ def _digits(value: object) -> object:
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_digits)]
-"""one spelling: no signs, underscores, points or spaces"""
+DIGITS = BeforeValidator(_digits)
+"""one spelling of a number: no signs, underscores, points or spaces; stands last, or bounds do not get into the OpenAPI document"""
+Side = Annotated[int, Field(ge=1, le=LARGEST_BOX), DIGITS]
+Quality = Annotated[int, Field(ge=1, le=100), DIGITS]
+Steps = Annotated[int, Field(ge=0, le=MOST_STEPS), DIGITS]
 
 
 class Query(BaseModel):
@@ -45,10 +48,19 @@ def complaint(errors: Sequence[Any]) -> str:
     return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
 
 
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+TAG_FIELD: Any = Field(None, description="A purge tag of your own: renders carry it beside the id.  No part of the id.")
+
+
 class CompressQuery(Query):
-    max_bytes: WholeNumber | None = Field(None, ge=32, le=1 << 30, description="Bytes of the whole file at most, or the reply is 422.")
-    quality: WholeNumber | None = Field(None, ge=0, le=100, description="0 to 100, instead of max_bytes; 50 when neither is given.")
+    max_bytes: Annotated[int, Field(ge=32, le=1 << 30), DIGITS] | None = Field(
+        None, description="Bytes of the whole file at most, or the reply is 422."
+    )
+    quality: Annotated[int, Field(ge=0, le=100), DIGITS] | None = Field(
+        None, description="0 to 100, instead of max_bytes; 50 when neither is given."
+    )
     method: Literal["latent"] = Field("latent", description="Coding method.")
+    tag: Tag | None = TAG_FIELD
     lane: Lane | None = Field(
         None, description="`bulk` yields to interactive requests; by default large pictures are bulk.  No part of the id."
     )
@@ -57,14 +69,14 @@ class CompressQuery(Query):
 class SizedQuery(Query):
     """Size and quality of a picture."""
 
-    w: WholeNumber | None = Field(None, ge=1, le=LARGEST_BOX, description="Width in pixels; a picture is never enlarged.")
-    h: WholeNumber | None = Field(None, ge=1, le=LARGEST_BOX, description="Height in pixels.")
+    w: Side | None = Field(None, description="Width in pixels; a picture is never enlarged.")
+    h: Side | None = Field(None, description="Height in pixels.")
     fit: Fit = Field(
         "inside",
         description="`inside` the box, `cover` it and be cut, `contain`: inside, on a ground of exactly that size, or `fill`: stretched.",
     )
-    q: WholeNumber = Field(DEFAULT_QUALITY, ge=1, le=100, description="Quality of a lossy format.")
-    steps: WholeNumber | None = Field(None, ge=0, le=MOST_STEPS, description="U-Net steps; 0: auto-encoder alone.")
+    q: Quality = Field(DEFAULT_QUALITY, description="Quality of a lossy format.")
+    steps: Steps | None = Field(None, description="U-Net steps; 0: auto-encoder alone.")
 
     @property
     def box(self) -> Box | None:
@@ -80,12 +92,14 @@ Extension = Literal["png", "webp", "jpg", "avif"]
 
 
 class RenderQuery(SizedQuery):
-    dpr: str | None = Field(None, pattern=r"^[1-4](\.\d{1,2})?$", description="Multiplies w and h: 1 to 4.99; redirects to the product.")
+    dpr: Annotated[str, Field(pattern=r"^[1-4](\.[0-9]{1,2})?$")] | None = Field(
+        None, description="Multiplies w and h: 1 to 4.99; redirects to the product."
+    )
     format: Extension | None = Field(None, description="Redirects to the address with that extension.")
     preset: str | None = Field(None, description="A variant that the service names; instead of all other parameters.")
-    expires: WholeNumber | None = Field(None, ge=0, description="Of a signed address: seconds since 1970.")
-    key: str | None = Field(None, max_length=32, description="Of a signed address: name of the key.")
-    sig: str | None = Field(None, max_length=64, description="Of a signed address: HMAC-SHA-256 in base64url.")
+    expires: Annotated[int, Field(ge=0), DIGITS] | None = Field(None, description="Of a signed address: seconds since 1970.")
+    key: Annotated[str, Field(max_length=32)] | None = Field(None, description="Of a signed address: name of the key.")
+    sig: Annotated[str, Field(max_length=64)] | None = Field(None, description="Of a signed address: HMAC-SHA-256 in base64url.")
 
     @property
     def asked(self) -> set[str]:
@@ -95,6 +109,10 @@ class RenderQuery(SizedQuery):
 
 class DecompressQuery(SizedQuery):
     format: Extension | None = Field(None, description="Instead of the Accept header.")
+
+
+class UploadQuery(Query):
+    tag: Tag | None = TAG_FIELD
 
 
 class NoQuery(Query):
@@ -129,6 +147,7 @@ class BlobDetails(BlobInfo):
     alpha: bool
     tiled: bool
     sections: dict[str, int] = Field(description="Bytes of each section.")
+    tags: list[str] = Field(description="Purge tags of callers.")
     source_bytes: int | None = Field(None, description="Size of the photo it was made from, where it was made here.")
 
 

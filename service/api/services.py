@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
 from fastapi import Depends, Request
@@ -23,12 +23,13 @@ from service.codec.methods import METHODS
 from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Compressed, Pipeline, Rendered
 from service.settings import Scope, Settings
-from service.storage.blobs import BlobStore
+from service.storage.blobs import BlobStore, Facts
 from service.storage.renders import RenderCache
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
 TRAVEL_S = 0.03
 """taken off a caller's deadline for the way of the request in and of the reply out"""
+MOST_TAGS = 8
 AT_ONCE_BYTES = 1 << 18
 """so much is hashed in a fifth of a millisecond"""
 
@@ -48,7 +49,7 @@ class Services:
     renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)
     """by variant"""
 
-    def info(self, blob_id: str, blob: Blob, size: int, facts: dict[str, Any]) -> BlobInfo:
+    def info(self, blob_id: str, blob: Blob, size: int, facts: Facts) -> BlobInfo:
         """The JSON of a stored blob; ``facts`` are those of its sidecar."""
         render, stored, link = f"/render/{blob_id}", f"/blobs/{blob_id}", self.access.link
         return BlobInfo(
@@ -64,32 +65,43 @@ class Services:
             links=Links(render=link(render), png=link(f"{render}.png"), webp=link(f"{render}.webp"), blob=stored, info=f"{stored}/info"),
         )
 
-    async def require(self, blob_id: str) -> None:
-        """Raise NotFound or Gone unless the blob exists; reads no body."""
-        if not await self.blobs.exists(blob_id):
-            await self._missing(blob_id)
+    async def require(self, blob_id: str) -> Facts:
+        """What is known beside a blob; raises NotFound or Gone unless it exists.  Reads no blob."""
+        facts = await self.blobs.look(blob_id)
+        return await self._missing(blob_id) if facts is None else facts
 
     async def read(self, blob_id: str) -> bytes:
         """The blob; raises NotFound or Gone."""
         content = await self.blobs.read(blob_id)
-        if content is None:
-            await self._missing(blob_id)
-        return cast(bytes, content)
+        return await self._missing(blob_id) if content is None else content
 
-    async def facts(self, blob_id: str) -> dict[str, Any]:
-        """What the sidecar says; nothing where there is none."""
-        return cast(dict[str, Any], json.loads(await self.blobs.read_sidecar(blob_id) or b"{}"))
+    async def size(self, blob_id: str) -> int:
+        """The blob's length; raises NotFound or Gone."""
+        length = await self.blobs.size(blob_id)
+        return await self._missing(blob_id) if length is None else length
 
-    async def store(self, blob_id: str, content: bytes, facts: dict[str, Any]) -> tuple[bytes, bool]:
+    async def store(self, blob_id: str, content: bytes, facts: Facts) -> tuple[bytes, bool]:
         """Store unless another was first; returns what is stored now, and whether this call stored it."""
-        sidecar = json.dumps(facts).encode()
-        if await self.blobs.create(blob_id, content, sidecar):
+        facts = {**facts, "digest": digest_of(content)}
+        if await self.blobs.create(blob_id, content, facts):
             return content, True
         stored = await self.blobs.read(blob_id)
         # None: deleted between the two calls, so the place is free again
-        return (content, await self.blobs.create(blob_id, content, sidecar)) if stored is None else (stored, False)
+        return (content, await self.blobs.create(blob_id, content, facts)) if stored is None else (stored, False)
 
-    async def _missing(self, blob_id: str) -> None:
+    async def tag(self, blob_id: str, tag: str | None) -> Facts:
+        """Keep a caller's purge tag beside a stored blob; returns the facts.  Raises BadParameter where it has as many as it may."""
+        facts = await self.blobs.facts(blob_id)
+        tags = facts.get("tags", [])
+        if tag is None or tag in tags:
+            return facts
+        if len(tags) >= MOST_TAGS:
+            raise BadParameter(f"this picture has {MOST_TAGS} tags, and no picture has more")
+        facts = facts | tagged(*tags, tag)
+        await self.blobs.note(blob_id, facts)
+        return facts
+
+    async def _missing(self, blob_id: str) -> NoReturn:
         if await self.blobs.was_deleted(blob_id):
             raise Gone("this id was deleted; posting the photo again revives it")
         raise NotFound("there is no blob with this id")
@@ -167,9 +179,24 @@ def server_timing(seconds: dict[str, float]) -> str:
     return ", ".join(f"{stage};dur={value * 1000:.1f}" for stage, value in seconds.items())
 
 
-def purge_tags(blob_id: str) -> dict[str, str]:
-    """By which a CDN can be told to forget all variants of a picture: Cloudflare's and Akamai's header, and Fastly's and Varnish's."""
-    return {"Cache-Tag": blob_id, "Surrogate-Key": blob_id}
+def tagged(*tags: str | None) -> Facts:
+    """The fact that callers gave these tags."""
+    given = [tag for tag in tags if tag is not None]
+    return {"tags": given} if given else {}
+
+
+def purge_tags(blob_id: str, facts: Facts) -> dict[str, str]:
+    """By which a CDN can be told to forget all variants of a picture, or all that a caller tagged alike.
+
+    Two spellings: Cloudflare's and Akamai's header, and Fastly's and Varnish's.
+    """
+    tags = [blob_id, *facts.get("tags", [])]
+    return {"Cache-Tag": ",".join(tags), "Surrogate-Key": " ".join(tags)}
+
+
+def digest_of(blob: bytes) -> str:
+    """What a blob's entity tag is made of: 32 hexadecimal characters of its SHA-256."""
+    return hashlib.sha256(blob).hexdigest()[:32]
 
 
 def disposition(name: str) -> str:
@@ -180,9 +207,14 @@ BODY_DOCUMENTATION = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary", "minLength": 1}},
+                    "required": ["file"],
+                    "additionalProperties": False,
+                }
             },
         },
     }

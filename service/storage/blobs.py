@@ -1,17 +1,20 @@
 """Blobs, their sidecars and the marks of deleted ones: written once.
 
 blobs/<id>.sdc     the blob
-blobs/<id>.json    what is known beside it
+blobs/<id>.json    what is known beside it: facts, a JSON object
 deleted/<id>       the id was deleted; a new write takes the mark away
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from service.errors import NotFound, StoreUnavailable
 from service.storage.objects import Objects
@@ -19,6 +22,8 @@ from service.storage.objects import Objects
 ID_PATTERN = re.compile(r"[a-z2-7]{26}")
 SEEN_S, SEEN_COUNT = 30.0, 65536
 """how long, and of how many, a blob once seen is taken to be there"""
+
+Facts = dict[str, Any]
 
 
 class BlobStore:
@@ -29,16 +34,17 @@ class BlobStore:
 
     def __init__(self, objects: Objects, clock: Callable[[], float] = time.monotonic) -> None:
         self._objects, self._clock = objects, clock
-        self._seen: OrderedDict[str, float] = OrderedDict()
-        """until when an id is taken to exist without asking"""
+        self._seen: OrderedDict[str, tuple[float, Facts]] = OrderedDict()
+        """until when an id is taken to exist without asking, and with what facts"""
 
-    async def create(self, blob_id: str, blob: bytes, sidecar: bytes) -> bool:
+    async def create(self, blob_id: str, blob: bytes, facts: Facts) -> bool:
         """Store a blob unless the id is taken; returns whether this call stored it.  Never visible in part.
 
         The sidecar goes first, so that a blob which can be seen has one, but for a store that failed in between: readers must do
         without.  Whoever loses a race re-reads what was stored.
         """
         check_id(blob_id)
+        sidecar = json.dumps(facts).encode()
         first = await self._objects.create(f"blobs/{blob_id}.json", sidecar)
         try:
             created = await self._objects.create(f"blobs/{blob_id}.sdc", blob)
@@ -47,6 +53,8 @@ class BlobStore:
                 await self._objects.delete(f"blobs/{blob_id}.json")
             raise
         if created:
+            if not first:  # of another writer, who lost, or of a write that was cut off
+                await self._objects.write(f"blobs/{blob_id}.json", sidecar)
             await self._objects.delete(f"deleted/{blob_id}")
         return created
 
@@ -54,24 +62,37 @@ class BlobStore:
         """The blob, or None when there is none."""
         return await self._objects.read(f"blobs/{check_id(blob_id)}.sdc")
 
-    async def read_sidecar(self, blob_id: str) -> bytes | None:
-        return await self._objects.read(f"blobs/{check_id(blob_id)}.json")
+    async def facts(self, blob_id: str) -> Facts:
+        """What is known beside the blob; nothing where there is no sidecar, or none that can be read."""
+        try:
+            found = json.loads(await self._objects.read(f"blobs/{check_id(blob_id)}.json") or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    async def note(self, blob_id: str, facts: Facts) -> None:
+        """Put other facts beside a blob; other replicas notice within ``SEEN_S``."""
+        await self._objects.write(f"blobs/{check_id(blob_id)}.json", json.dumps(facts).encode())
+        self._seen.pop(blob_id, None)
 
     async def size(self, blob_id: str) -> int | None:
         """Length of the blob without reading it, or None when there is none."""
         return await self._objects.size(f"blobs/{check_id(blob_id)}.sdc")
 
-    def seen(self, blob_id: str) -> bool:
-        """Whether there was a blob within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
-        return self._seen.get(blob_id, -math.inf) > self._clock()
+    def seen(self, blob_id: str) -> Facts | None:
+        """The facts of a blob that was there within the last ``SEEN_S`` seconds: another replica's DELETE is noticed that late."""
+        until, facts = self._seen.get(blob_id, (-math.inf, None))
+        return facts if until > self._clock() else None
 
-    async def exists(self, blob_id: str) -> bool:
-        """Whether there is a blob, as far as it was not seen lately."""
-        if self.seen(blob_id):
-            return True
-        found = await self.size(blob_id) is not None
-        if found:
-            self._seen[blob_id] = self._clock() + SEEN_S
+    async def look(self, blob_id: str) -> Facts | None:
+        """The facts of a blob, asked for where it was not seen lately; None when there is no blob."""
+        seen = self.seen(blob_id)
+        if seen is not None:
+            return seen
+        size, facts = await asyncio.gather(self.size(blob_id), self.facts(blob_id))
+        found = facts if size is not None else None
+        if found is not None:
+            self._seen[blob_id] = self._clock() + SEEN_S, found
             self._seen.move_to_end(blob_id)
             if len(self._seen) > SEEN_COUNT:
                 self._seen.popitem(last=False)

@@ -1,14 +1,16 @@
 from dataclasses import replace
 
+import obstore
 import pytest
 from fastapi.testclient import TestClient
 
 from service.api.access import Access
+from service.api.services import MOST_TAGS
 from service.codec import container
 from tests.conftest import make_picture, png
 
 PHOTO = png(make_picture(50, 70, 9))
-ADMIN = {"authorization": "Bearer sesame"}
+ADMIN = {"authorization": "Bearer open, sesame, open"}
 
 
 def blob_of(client: TestClient, quality: int = 50) -> bytes:
@@ -96,3 +98,106 @@ def test_a_store_that_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch,
         assert (reply.status_code, reply.json()["type"]) == (status, f"urn:sdc:problem:{kind}")
         assert (reply.headers["retry-after"], reply.headers["cache-control"]) == ("5", "no-store")
         assert "I/O" not in reply.text
+
+
+def store_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of what is read from the store from now on."""
+    read: list[str] = []
+    real = obstore.get
+
+    def get(where: object, path: str) -> object:
+        read.append(path)
+        return real(where, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("service.storage.objects.obstore.get", get)
+    return read
+
+
+def test_304_and_head_read_no_blob(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = client.post("/compress?quality=4", content=PHOTO).json()["links"]["blob"]
+    shown = client.get(path)
+    read = store_reads(monkeypatch)
+    head = client.head(path, headers={"range": "bytes=0-1"})
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(shown.content)))
+    assert {name: head.headers[name] for name in ("etag", "accept-ranges", "cache-tag")} == {
+        name: shown.headers[name] for name in ("etag", "accept-ranges", "cache-tag")
+    }
+    not_modified = client.get(path, headers={"if-none-match": f'"x", W/{shown.headers["etag"]}'})
+    assert (not_modified.status_code, not_modified.headers["etag"]) == (304, shown.headers["etag"])
+    assert not [each for each in read if each.endswith(".sdc")]
+    assert client.get(path, headers={"if-none-match": '"other"'}).content == shown.content
+    assert [each for each in read if each.endswith(".sdc")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        ("bytes=0-3", slice(0, 4)),
+        ("bytes=4-", slice(4, None)),
+        ("bytes=-5", slice(-5, None)),
+        ("bytes=-100000000", slice(None)),
+        ("bytes=10-99999999999", slice(10, None)),
+        ("Bytes= 0-0 ", slice(0, 1)),
+    ],
+)
+def test_ranges(client: TestClient, asked: str, part: slice) -> None:
+    path = client.post("/compress?quality=4", content=PHOTO).json()["links"]["blob"]
+    whole = client.get(path).content
+    reply = client.get(path, headers={"range": asked})
+    begin, end, _ = part.indices(len(whole))
+    assert (reply.status_code, reply.content) == (206, whole[part])
+    assert reply.headers["content-range"] == f"bytes {begin}-{end - 1}/{len(whole)}"
+    assert reply.headers["content-length"] == str(end - begin)
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-4", "bytes=-", "bytes=a-b", "pages=0-1", "bytes=0-1,3-4", "bytes 0-1", "bytes=0x1-2", ""])
+def test_ranges_that_are_ignored(client: TestClient, asked: str) -> None:
+    path = client.post("/compress?quality=4", content=PHOTO).json()["links"]["blob"]
+    assert client.get(path, headers={"range": asked}).status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["bytes=1000000-", "bytes=1000000-1000001", "bytes=-0"])
+def test_ranges_beyond_the_end(client: TestClient, asked: str) -> None:
+    path = client.post("/compress?quality=4", content=PHOTO).json()["links"]["blob"]
+    size = len(client.get(path).content)
+    reply = client.get(path, headers={"range": asked})
+    assert (reply.status_code, reply.headers["content-range"]) == (416, f"bytes */{size}")
+    assert reply.json()["type"] == "urn:sdc:problem:range-not-satisfiable"
+
+
+def test_a_range_of_what_has_changed_is_no_range(client: TestClient) -> None:
+    path = client.post("/compress?quality=4", content=PHOTO).json()["links"]["blob"]
+    tag = client.get(path).headers["etag"]
+    for known, status in ((tag, 206), (f"W/{tag}", 200), ('"other"', 200), ("Sun, 06 Nov 1994 08:49:37 GMT", 200)):
+        assert client.get(path, headers={"range": "bytes=0-3", "if-range": known}).status_code == status
+
+
+def test_an_older_sidecar_without_a_digest(client: TestClient) -> None:
+    path = client.post("/compress?quality=5", content=PHOTO).json()["links"]["blob"]
+    shown = client.get(path)
+    services = client.app.state.services  # type: ignore[attr-defined]
+    assert client.portal is not None
+    client.portal.call(services.blobs.note, path.removeprefix("/blobs/"), {})
+    assert client.head(path).headers["etag"] == shown.headers["etag"]
+    assert client.get(path, headers={"if-none-match": shown.headers["etag"]}).status_code == 304
+
+
+def test_callers_tag_what_they_want_to_purge(client: TestClient) -> None:
+    first = client.post("/compress?quality=6&tag=product-7", content=PHOTO)
+    links = first.json()["links"]
+    blob_id = first.json()["id"]
+    assert client.get(links["webp"]).headers["cache-tag"] == f"{blob_id},product-7"
+    again = client.post("/compress?quality=6&tag=summer:sale", content=PHOTO)
+    assert (again.status_code, again.json()["id"]) == (200, blob_id)
+    assert client.post("/compress?quality=6&tag=product-7", content=PHOTO).status_code == 200
+    for path in (links["webp"], links["render"], links["blob"]):
+        shown = client.get(path)
+        assert shown.headers["surrogate-key"] == f"{blob_id} product-7 summer:sale"
+        kept = client.get(path, headers={"if-none-match": shown.headers["etag"]})
+        assert (kept.status_code, kept.headers["cache-tag"]) == (304, f"{blob_id},product-7,summer:sale")
+    assert client.get(links["info"]).json()["tags"] == ["product-7", "summer:sale"]
+    assert client.post("/blobs?tag=blob-tag", content=client.get(links["blob"]).content).status_code == 201
+    for tag in ("a b", "a,b", "", "-x", "x" * 65, "a%0d%0ab"):
+        assert client.post(f"/compress?quality=6&tag={tag}", content=PHOTO).status_code == 400
+    replies = [client.post(f"/compress?quality=6&tag=t{n}", content=PHOTO) for n in range(MOST_TAGS - 1)]
+    assert [reply.status_code for reply in replies] == [200] * (MOST_TAGS - 2) + [400]

@@ -1,5 +1,6 @@
 """What is in memory is told at once, however full the service is."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -51,7 +52,7 @@ def test_a_deleted_picture_is_not_told_from_memory(client: TestClient) -> None:
     tag = client.get(path).headers["etag"]
     assert client.get(path).headers["cache-status"] == "sdc; hit"
     blob = path.replace("render", "blobs").removesuffix(".webp")
-    assert client.delete(blob, headers={"authorization": "Bearer sesame"}).status_code == 204
+    assert client.delete(blob, headers={"authorization": "Bearer open, sesame, open"}).status_code == 204
     assert client.get(path, headers={"if-none-match": tag}).status_code == 410
 
 
@@ -62,6 +63,33 @@ def test_the_accept_header_may_come_in_parts(client: TestClient) -> None:
     assert reply.headers["content-type"] == "image/avif"
     tags = httpx.Headers([*parts, ("if-none-match", '"other"'), ("if-none-match", reply.headers["etag"])])
     assert client.get(path, headers=tags).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        (".webp", 'model="small-residual-1", steps=1, format=webp, q=80'),
+        (".png?steps=0", 'model="small-residual-1", steps=0, format=png'),
+        (".jpg?w=30&h=20&fit=cover&q=60", 'model="small-residual-1", steps=1, format=jpg, q=60, w=30, h=20, fit=cover'),
+    ],
+)
+def test_what_was_done_can_be_seen_without_doing_it(client: TestClient, query: str, told: str) -> None:
+    path = client.post("/compress?quality=17", content=PHOTO).json()["links"]["render"] + query
+    assert client.head(path).headers["sdc-variant"] == told
+    assert client.get(path).headers["sdc-variant"] == told
+
+
+def test_the_stages_of_a_request_are_told(client: TestClient) -> None:
+    made = client.post("/compress?quality=18", content=PHOTO)
+    shown = client.get(made.json()["links"]["webp"])
+    plain = client.get(made.json()["links"]["webp"] + "?steps=0")
+    for reply, stages in (
+        (made, ["open", "queue", "encode", "code"]),
+        (shown, ["read", "queue", "unet", "decode", "write"]),
+        (plain, ["read", "queue", "decode", "write"]),
+    ):
+        parts = re.findall(r"(\w+);dur=(\d+\.\d)(?:, |$)", reply.headers["server-timing"])
+        assert [name for name, _ in parts] == stages
 
 
 @pytest.mark.parametrize(

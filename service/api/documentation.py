@@ -1,0 +1,61 @@
+"""The OpenAPI document: FastAPI's, with our errors as they are.  Knows nothing of what the routes do.
+
+FastAPI takes every reply with a model for ``application/json`` and adds its own 422 for parameters; ours are problems, and 400.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.problems import PROBLEM_TYPE
+
+PROBLEM = {
+    "description": "A problem (RFC 9457): `type` is for programs, `detail` for people.",
+    "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+NOT_FOR_US = ("HTTPValidationError", "ValidationError")
+"""schemas of replies that FastAPI would give"""
+
+
+def install(app: FastAPI) -> None:
+    """Make the document when it is first asked for."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _mended(
+                get_openapi(
+                    title=app.title, version=app.version, summary=app.summary, routes=app.routes, separate_input_output_schemas=False
+                )
+            )
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _mended(document: dict[str, Any]) -> dict[str, Any]:
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            replies = operation["responses"]
+            theirs = replies.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
+            if theirs.endswith(NOT_FOR_US[0]):
+                del replies["422"]
+            for status in [status for status in replies if status >= "400"]:
+                replies[status] = PROBLEM | {"description": replies[status]["description"]}
+            replies["default"] = PROBLEM
+            operation["security"] = [{}, {"key": []}]
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _given(parameter["schema"])
+    components = document["components"]
+    for name in NOT_FOR_US:
+        components["schemas"].pop(name, None)
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "Where the service asks for keys."}}
+    return document
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter that is there: in an address nothing can be null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    return {key: value for key, value in schema.items() if key != "anyOf"} | kinds[0] if len(kinds) == 1 else schema
