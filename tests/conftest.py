@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,6 +19,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+from service.bench.serving import Server
 from service.engine.autoencoder import ResidualAutoencoder
 from service.settings import BUNDLED_MODEL, Settings
 
@@ -153,3 +157,16 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@contextmanager
+def filled(server: Server) -> Iterator[None]:
+    """A service of one slot, which an upload holds that does not end."""
+
+    def refused() -> bool:
+        return httpx.get(f"{server.base}/render/{'a' * 26}", timeout=60).status_code == 503
+
+    with socket.create_connection(("127.0.0.1", server.port)) as upload:
+        upload.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(10))
+        until(refused)
+        yield

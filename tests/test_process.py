@@ -3,9 +3,11 @@
 import asyncio
 import io
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,7 @@ from PIL import Image
 
 from service.bench.load import HANGUPS_A_SECOND, hang_up
 from service.bench.serving import Server, serving
-from tests.conftest import make_picture, png, psnr, until
+from tests.conftest import filled, make_picture, png, psnr, until
 
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
 
@@ -141,3 +143,14 @@ def test_when_the_device_dies_everyone_is_told_and_the_process_ends(small_model:
         server.process.wait(60)
     assert server.process.returncode == 4
     assert "the device thread died" in (tmp_path / "log").read_text()
+
+
+def test_a_large_upload_to_a_full_service_sees_its_503(small_model: Path, tmp_path: Path) -> None:
+    """Although nobody reads its 20 MB: with a client that listens while it sends, and with one that has to be told by a broken pipe."""
+    body = bytes(20_000_000)
+    with serving(tmp_path, tmp_path / "log", SDC_MODEL=str(small_model), SDC_SLOTS="1") as narrow, filled(narrow):
+        assert httpx.post(f"{narrow.base}/compress", content=body, timeout=60).status_code == 503
+        with socket.create_connection(("127.0.0.1", narrow.port)) as connection:
+            with suppress(ConnectionError):
+                connection.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n" + body)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")

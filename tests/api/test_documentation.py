@@ -1,16 +1,21 @@
 """docs/API.md says what is so."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service import errors
 from service.api.problems import status_of
 from service.api.schemas import RenderQuery, SizedQuery
+from service.bench.serving import serving
+from tests.conftest import Plane
 
-PAGE = (Path(__file__).parents[2] / "docs" / "API.md").read_text()
+PAGE, README = ((Path(__file__).parents[2] / name).read_text() for name in ("docs/API.md", "README.md"))
 
 
 def tree(cls: type[errors.SdcError]) -> Iterator[type[errors.SdcError]]:
@@ -45,3 +50,12 @@ def test_every_setting_named_exists(setting: str) -> None:
     from service.settings import Settings
 
     assert setting.removeprefix("SDC_").lower() in Settings.model_fields
+
+
+def test_the_readme_in_python(tmp_path: Path, photo: Plane, small_model: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    Image.fromarray(photo).save(tmp_path / "cat.jpg", quality=95)
+    with serving(tmp_path, tmp_path / "log", SDC_MODEL=str(small_model)) as server:
+        script = snippet.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}").replace("4000", "40000")  # a model of random weights
+        said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.fullmatch(r"[a-z2-7]{26} \d+ #[0-9a-f]{6} \d+\n", said)

@@ -4,6 +4,7 @@ import asyncio
 import re
 
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
 
@@ -67,6 +68,25 @@ def test_a_safe_request_id_is_kept(client: TestClient, offered: str) -> None:
 @pytest.mark.parametrize("offered", ["a b", "<script>", "a" * 65, "x\ty", "{}"])
 def test_a_hostile_request_id_is_replaced(client: TestClient, offered: str) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", client.get("/livez", headers={"x-request-id": offered}).headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("offered", "known"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        ("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later", True),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", False),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", False),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", False),
+        ("<script>", False),
+    ],
+)
+def test_the_trace_of_a_request_is_logged(client: TestClient, offered: str, known: bool) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        client.get("/nothing", headers={"traceparent": offered})
+    (line,) = [each for each in logs if each["event"] == "request"]
+    assert (line.get("trace_id") == "4bf92f3577b34da6a3ce929d0e0e4736") is known
+    assert known or "trace_id" not in line
 
 
 def test_a_client_that_hangs_up_is_no_failure(client: TestClient) -> None:

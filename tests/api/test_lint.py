@@ -1,7 +1,6 @@
 """httplint, which knows the RFCs better than we do, has nothing against any kind of reply of a running service."""
 
 import http.client
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 from httplint import HttpRequestLinter, HttpResponseLinter, levels
 
-from service.bench.serving import serving
-from tests.conftest import make_picture, png, until
+from service.bench.serving import Server, serving
+from tests.conftest import filled, make_picture, png
 
 PHOTO = png(make_picture(60, 80))
 ADMIN, PAGE = "an admin key of some length", "a page key of some length"
@@ -40,12 +39,12 @@ class Reply:
 
 @dataclass
 class Linted:
-    port: int
+    server: Server
 
     def __call__(self, method: str, path: str, status: int, body: bytes | None = None, **headers: str) -> Reply:
         """Ask, and let httplint look at the reply."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         connection.request(method, path, body, named)
         received = connection.getresponse()
         reply = Reply(received.status, received.headers, received.read())
@@ -55,7 +54,7 @@ class Linted:
         return reply
 
     def lint(self, method: str, path: str, asked: dict[str, str], received: http.client.HTTPResponse, reply: Reply) -> None:
-        now, host = time.time(), f"127.0.0.1:{self.port}"
+        now, host = time.time(), f"127.0.0.1:{self.server.port}"
         request, response = HttpRequestLinter(start_time=now), HttpResponseLinter(start_time=now)
         request.process_request_topline(method.encode(), f"http://{host}{path}".encode(), b"1.1")
         request.process_headers([(b"Host", host.encode()), *((name.encode(), value.encode()) for name, value in asked.items())])
@@ -80,7 +79,7 @@ def open_service(small_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("open")
     few = {name: value for name, value in SETTINGS.items() if name in ("SDC_ADMIN_KEY", "SDC_MAX_BODY_BYTES")}
     with serving(folder, folder / "log", SDC_MODEL=str(small_model), SDC_SLOTS="1", **few) as server:
-        yield Linted(server.port)
+        yield Linted(server)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def closed_service(small_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("closed")
     origins = '["https://shop.example"]'
     with serving(folder, folder / "log", SDC_MODEL=str(small_model), SDC_CORS_ORIGINS=origins, **SETTINGS) as server:
-        yield Linted(server.port)
+        yield Linted(server)
 
 
 def test_every_kind_of_reply(open_service: Linted) -> None:
@@ -134,19 +133,9 @@ def test_every_kind_of_reply(open_service: Linted) -> None:
 
 
 def test_a_full_service(open_service: Linted) -> None:
-    with socket.create_connection(("127.0.0.1", open_service.port)) as upload:
-        upload.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(10))
-        until(lambda: refused(open_service.port))
+    with filled(open_service.server):
         reply = open_service("POST", "/compress?quality=7", 503, PHOTO)
     assert int(reply.headers["retry-after"]) >= 1
-
-
-def refused(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/render/" + "a" * 26)
-    status = connection.getresponse().status
-    connection.close()
-    return status == 503
 
 
 def test_keys_and_signatures(closed_service: Linted) -> None:

@@ -1,5 +1,6 @@
 """The README's curl lines, run by the real curl against a real server, word for word but for the port."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +10,10 @@ import pytest
 from PIL import Image
 
 from service.bench.serving import Server, serving
-from tests.conftest import Plane
+from tests.conftest import Plane, filled
 
 pytestmark = pytest.mark.system
-README = Path(__file__).parents[2] / "README.md"
+README, API = (Path(__file__).parents[2] / name for name in ("README.md", "docs/API.md"))
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,39 @@ def test_head_and_not_modified(server: Server, tmp_path: Path, photo: Plane) -> 
     assert tag
     again = curl(server, "-o", "/dev/null", "-w", "%{http_code}", "-H", f"If-None-Match: {tag.group(1).strip()}", url, folder=tmp_path)
     assert again.stdout == "304"
+
+
+@pytest.mark.parametrize("options", [[], ["-H", "Expect:"], ["-H", "Expect:", "-H", "Transfer-Encoding: chunked"]])
+def test_a_large_upload_to_a_full_service_sees_its_503(small_model: Path, tmp_path: Path, options: list[str]) -> None:
+    """Whether curl asks first or not."""
+    (tmp_path / "big").write_bytes(os.urandom(20_000_000))
+    with serving(tmp_path, tmp_path / "log", SDC_MODEL=str(small_model), SDC_SLOTS="1") as narrow, filled(narrow):
+        told = ["-D", "-", "-w", "%{http_code} %{size_upload}"]
+        done = curl(narrow, "--data-binary", "@big", *options, *told, f"{narrow.base}/compress", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    code, uploaded = done.stdout.rpartition("}")[2].split()
+    assert code == "503", done.stdout
+    assert re.search(r"^retry-after: [1-9]\d*\r?$", done.stdout, re.MULTILINE | re.IGNORECASE)
+    assert int(uploaded) < 20_000_000
+
+
+def test_the_readme_in_javascript(server: Server, tmp_path: Path, photo: Plane) -> None:
+    Image.fromarray(photo).save(tmp_path / "cat.jpg", quality=95)
+    (snippet,) = re.findall(r"```js\n(.*?)```", README.read_text(), re.DOTALL)
+    said = node(snippet.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}"), tmp_path)
+    assert re.fullmatch(r"[a-z2-7]{26} \d+ #[0-9a-f]{6} \d+\n", said)
+
+
+def test_javascript_signs_as_the_page_says(tmp_path: Path) -> None:
+    snippet = next(each for each in re.findall(r"```js\n(.*?)```", API.read_text(), re.DOTALL) if "createHmac" in each)
+    call, result = re.findall(r"^`(sign\(.*?\))` is\n`(.*?)`", API.read_text(), re.MULTILINE)[0]
+    assert node(f"{snippet}\nconsole.log({call});", tmp_path) == f"{result}\n"
+
+
+def node(script: str, folder: Path) -> str:
+    """What a script prints."""
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
