@@ -61,7 +61,7 @@ async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: Inj
     if "digest" not in facts or (request.method == "GET" and if_none_match is None):
         content = await services.read(blob_id)
     entity_tag = f'"{facts["digest"] if content is None else digest_of(content)}"'
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id, facts)}
+    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id, facts.get("tags", ()))}
     if matches(if_none_match, entity_tag):
         return Response(None, 304, headers)
     headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc"), "Accept-Ranges": "bytes"}

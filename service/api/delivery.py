@@ -43,7 +43,10 @@ REMEMBERED, LONGEST_REMEMBERED = 4096, 1024
 """so many requests of at most that many characters, address and Accept header, are not understood anew"""
 
 
-@dataclass(frozen=True)
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, eq=False)
 class Wanted:
     """A picture, as a request asks for it."""
 
@@ -52,6 +55,7 @@ class Wanted:
     options: RenderOptions
     name: str
     """of the variant: made of everything that decides on its bytes, equal on all replicas"""
+    entity_tag: str
     headers: dict[str, str]
     """of 200 and 304"""
     more_headers: dict[str, str]
@@ -65,14 +69,22 @@ class Grant:
     wanted: Wanted
     cache_control: str
 
-    def headers(self, facts: Facts) -> dict[str, str]:
-        """Of 200 and 304; ``facts`` are what is known beside the blob."""
-        return {**self.wanted.headers, "Cache-Control": self.cache_control, **purge_tags(self.wanted.address.blob_id, facts)}
+    def unchanged(self, facts: Facts) -> Response:
+        """304; ``facts`` are what is known beside the blob."""
+        return Ready(304, _raw_headers(self.wanted, self.cache_control, tuple(facts.get("tags", ())))[0])
 
     def reply(self, content: bytes | None, facts: Facts, **more: str) -> Response:
-        """200 with the picture, or with nothing."""
-        headers = {**self.headers(facts), **self.wanted.more_headers, **more}
-        return Response(content, 200, headers, FORMATS[self.wanted.extension].content_type)
+        """200 with the picture, or with its headers alone."""
+        headers = _raw_headers(self.wanted, self.cache_control, tuple(facts.get("tags", ())))[1]
+        length = {} if content is None else {"content-length": str(len(content))}
+        return Ready(200, headers + _raw(length | more), content or b"")
+
+
+class Ready(Response):
+    """A reply whose headers were made before: making them takes longer than everything else about a 304."""
+
+    def __init__(self, status: int, raw_headers: RawHeaders, content: bytes = b"") -> None:
+        self.status_code, self.raw_headers, self.body, self.background = status, raw_headers, content, None
 
 
 class Delivery(HttpMiddleware):
@@ -113,18 +125,26 @@ class Delivery(HttpMiddleware):
 def without_work(grant: Grant, facts: Facts, services: Services, method: str, if_none_match: str | None) -> Response | None:
     """The reply about a picture of a blob that exists, unless it has to be fetched or made."""
     wanted = grant.wanted
-    if matches(if_none_match, wanted.headers["ETag"]):
-        return Response(None, 304, grant.headers(facts))
+    if matches(if_none_match, wanted.entity_tag):
+        return grant.unchanged(facts)
     blob_id, name = wanted.address.blob_id, wanted.name
     if method != "HEAD":
         kept = services.cache.in_memory(blob_id, name)
         return None if kept is None else grant.reply(kept, facts, **{"Cache-Status": HIT})
     length = services.cache.size(blob_id, name)
-    if length is not None:
-        return grant.reply(None, facts, **{"Content-Length": str(length), "Cache-Status": HIT})
-    reply = grant.reply(None, facts)
-    del reply.headers["Content-Length"]  # unknown without rendering
-    return reply
+    known = {} if length is None else {"Content-Length": str(length), "Cache-Status": HIT}  # or else it takes rendering
+    return grant.reply(None, facts, **known)
+
+
+@lru_cache(REMEMBERED)
+def _raw_headers(wanted: Wanted, cache_control: str, tags: tuple[str, ...]) -> tuple[RawHeaders, RawHeaders]:
+    """Of 304 and, but for what differs from one reply to the next, of 200."""
+    both = {"ETag": wanted.entity_tag, "Cache-Control": cache_control, **wanted.headers, **purge_tags(wanted.address.blob_id, tags)}
+    return _raw(both), _raw({**both, **wanted.more_headers})
+
+
+def _raw(headers: dict[str, str]) -> RawHeaders:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _understand(variants: Variants, pipeline: Pipeline, spelling: str, accept: str | None) -> Wanted:
@@ -135,11 +155,14 @@ def _understand(variants: Variants, pipeline: Pipeline, spelling: str, accept: s
     extension = variant.extension or pick_extension(accept)
     options = variant.options(extension)
     name = pipeline.variant(blob_id, options)
-    headers = {"ETag": f'W/"{name}"', "SDC-Variant": _told(pipeline, extension, options)}
-    if variant.extension is None:
-        headers["Content-Location"] = variant.path(blob_id, extension, default_steps)
-    more_headers = {**EMBEDDABLE, "Content-Disposition": disposition(f"{blob_id}.{extension}")}
-    return Wanted(address, extension, options, name, headers, more_headers)
+    headers = {"Content-Location": variant.path(blob_id, extension, default_steps)} if variant.extension is None else {}
+    more_headers = {
+        **EMBEDDABLE,
+        "Content-Type": FORMATS[extension].content_type,
+        "Content-Disposition": disposition(f"{blob_id}.{extension}"),
+        "SDC-Variant": _told(pipeline, extension, options),
+    }
+    return Wanted(address, extension, options, name, f'W/"{name}"', headers, more_headers)
 
 
 def _told(pipeline: Pipeline, extension: str, options: RenderOptions) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -71,7 +71,7 @@ class Telling(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         offered = header(scope, b"x-request-id") or ""
-        request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else os.urandom(16).hex()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         trace = TRACE_PARENT.fullmatch(header(scope, b"traceparent") or "")
@@ -83,9 +83,10 @@ class Telling(HttpMiddleware):
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-                if not any(name == b"cache-control" for name, _ in message["headers"]):  # the framework's own pages
-                    message["headers"].append((b"cache-control", b"no-store"))
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if b"cache-control" not in dict(headers):  # one of the framework's own pages
+                    headers.append((b"cache-control", b"no-store"))
+                message["headers"] = headers
             await send(message)
 
         try:

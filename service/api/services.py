@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
@@ -185,13 +185,13 @@ def tagged(*tags: str | None) -> Facts:
     return {"tags": given} if given else {}
 
 
-def purge_tags(blob_id: str, facts: Facts) -> dict[str, str]:
+def purge_tags(blob_id: str, tags: Iterable[str]) -> dict[str, str]:
     """By which a CDN can be told to forget all variants of a picture, or all that a caller tagged alike.
 
     Two spellings: Cloudflare's and Akamai's header, and Fastly's and Varnish's.
     """
-    tags = [blob_id, *facts.get("tags", [])]
-    return {"Cache-Tag": ",".join(tags), "Surrogate-Key": " ".join(tags)}
+    all_tags = [blob_id, *tags]
+    return {"Cache-Tag": ",".join(all_tags), "Surrogate-Key": " ".join(all_tags)}
 
 
 def digest_of(blob: bytes) -> str:
