@@ -44,7 +44,8 @@ def once_each(names: list[str]) -> None:
 def complaint(errors: Sequence[Any]) -> str:
     """What is wrong with a query, in words, by the first of pydantic's errors."""
     first = errors[0]
-    name = ".".join(str(part) for part in first["loc"] if part != "query")
+    place = first["loc"][1:] if len(first["loc"]) > 1 else first["loc"]  # of a request, "query" comes first
+    name = ".".join(str(part) for part in place)[:40]
     return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
 
 

@@ -90,7 +90,10 @@ class Services:
         return (content, await self.blobs.create(blob_id, content, facts)) if stored is None else (stored, False)
 
     async def tag(self, blob_id: str, tag: str | None) -> Facts:
-        """Keep a caller's purge tag beside a stored blob; returns the facts.  Raises BadParameter where it has as many as it may."""
+        """Keep a caller's purge tag beside a stored blob; returns the facts.  Raises BadParameter where it has as many as it may.
+
+        Of two at the same moment the last one stays.
+        """
         facts = await self.blobs.facts(blob_id)
         tags = facts.get("tags", [])
         if tag is None or tag in tags:

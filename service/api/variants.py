@@ -98,7 +98,10 @@ class Variants:
         Raises NotFound for what is no address of a picture, and BadParameter for parameters that mean nothing or are not allowed.
         """
         path, _, parameters = address.partition("?")
-        name, dot, extension = unquote(path).removeprefix("/render/").partition(".")
+        path = unquote(path)
+        if not path.startswith("/render/"):
+            raise NotFound("the address of a picture is /render/ID, with an extension and parameters or without")
+        name, dot, extension = path.removeprefix("/render/").partition(".")
         if dot and extension not in FORMATS:
             raise NotFound(f"no format '{extension[:20]}': use {', '.join(FORMATS)}")
         check_id(name)  # it goes into headers
