@@ -49,6 +49,12 @@ class TooManyBytes(SdcError):
     kind = "too-many-bytes"
 
 
+class UploadTooSlow(SdcError):
+    """The body did not arrive at the pace that is asked for."""
+
+    kind = "upload-too-slow"
+
+
 class SizeUnreachable(SdcError):
     """No step brings the file under ``max_bytes``."""
 

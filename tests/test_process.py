@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -154,3 +154,22 @@ def test_a_large_upload_to_a_full_service_sees_its_503(small_model: Path, tmp_pa
             with suppress(ConnectionError):
                 connection.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n" + body)
             assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
+
+
+def test_health_answers_while_a_hundred_uploads_drip_in(server: Server) -> None:
+    with ExitStack() as stack:
+        uploads = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
+        for upload in uploads:
+            upload.sendall(b"POST /compress HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100))
+        until(lambda: server.metrics()["sdc_inflight"] == 12)
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert httpx.get(server.base + path, timeout=60).status_code == 200
+        assert httpx.get(f"{server.base}/render/{'a' * 26}", timeout=60).status_code == 503
+    assert_calm(server)
+
+
+def test_a_request_that_does_not_end_is_cut_when_the_time_is_up(small_model: Path, tmp_path: Path) -> None:
+    settings = {"SDC_MODEL": str(small_model), "SDC_SLOTS": "1", "SDC_SHUTDOWN_S": "1"}
+    with serving(tmp_path, tmp_path / "log", **settings) as narrow, filled(narrow):
+        narrow.process.terminate()
+        narrow.process.wait(15)

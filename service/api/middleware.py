@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import reply_to, unexpected
-from service.errors import TooManyBytes
+from service.errors import TooManyBytes, UploadTooSlow
 from service.telemetry import metrics
 
 TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -25,6 +26,8 @@ CLIENT_GONE = 499
 """what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
 WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
 """first part of a path that needs a slot, and the operation it is counted as"""
+UPLOAD_S, UPLOAD_BYTES_A_SECOND = 20.0, 65536
+"""a body may take so long, and a second more for so many bytes that have come"""
 QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 
 
@@ -135,7 +138,10 @@ class Varying(HttpMiddleware):
 
 
 class BodyLimit(HttpMiddleware):
-    """Refuses a body over the limit: unread where Content-Length says so, else as soon as it has grown too long."""
+    """Refuses a body over the limit: unread where Content-Length says so, else as soon as it has grown too long.
+
+    And one that drips in: whoever uploads holds a slot.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         super().__init__(app)
@@ -150,15 +156,22 @@ class BodyLimit(HttpMiddleware):
         if claimed.isdecimal() and int(claimed) > self.max_bytes:
             await reply_to(error)(scope, receive, send)
             return
-        received = 0
+        received, complete, loop = 0, False, asyncio.get_running_loop()
+        started = loop.time()
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.max_bytes:
-                    raise error
+            nonlocal received, complete
+            if complete:  # whoever asks again waits for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout_at(started + UPLOAD_S + received / UPLOAD_BYTES_A_SECOND):
+                    message = await receive()
+            except TimeoutError as late:
+                raise UploadTooSlow(f"{received:,} bytes of the body came in {loop.time() - started:.0f} s") from late
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if received > self.max_bytes:
+                raise error
             return message
 
         await self.app(scope, receive_counted, send)

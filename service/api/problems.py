@@ -22,6 +22,7 @@ TYPE_PREFIX = "urn:sdc:problem:"
 
 STATUS: dict[type[errors.SdcError], int] = {
     errors.BadParameter: 400,
+    errors.UploadTooSlow: 408,
     errors.UnsupportedInput: 415,
     errors.UndecodablePicture: 422,
     errors.AnimatedPicture: 422,

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -18,3 +19,8 @@ def client(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )  # fmt: skip
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
+
+
+def app_of(client: TestClient) -> FastAPI:
+    assert isinstance(client.app, FastAPI)
+    return client.app

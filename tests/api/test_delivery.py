@@ -5,12 +5,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.api.delivery import LONGEST_REMEMBERED, REMEMBERED
 from service.app import create_app
 from service.settings import Settings
+from tests.api.conftest import app_of
 from tests.conftest import make_picture, png
 
 PHOTO = png(make_picture(60, 80))
@@ -20,11 +20,6 @@ PHOTO = png(make_picture(60, 80))
 def full(small_model: Path, tmp_path: Path) -> TestClient:
     """A service with one place."""
     return TestClient(create_app(Settings(model=small_model, store_url=f"file://{tmp_path}/store", dtype="float32", slots=1)))
-
-
-def app_of(client: TestClient) -> FastAPI:
-    assert isinstance(client.app, FastAPI)
-    return client.app
 
 
 def test_a_full_service_tells_what_it_knows(full: TestClient) -> None:

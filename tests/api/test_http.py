@@ -1,12 +1,20 @@
 """What every route shares: problems, request ids, health, documentation."""
 
 import asyncio
+import json
 import re
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
+from starlette.types import Message
+
+from tests.api.conftest import app_of
+from tests.conftest import make_picture, png
 
 
 def test_health(client: TestClient) -> None:
@@ -108,3 +116,57 @@ def test_a_client_that_hangs_up_is_no_failure(client: TestClient) -> None:
     asyncio.run(client.app(scope, gone, send))  # type: ignore[arg-type]
     assert sent == []
     assert REGISTRY.get_sample_value("sdc_requests_total", counted) == before + 1
+
+
+def test_nothing_of_a_request_is_told_of_the_next(client: TestClient) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        client.get("/nothing", headers={"x-request-id": "first", "traceparent": f"00-{'4' * 32}-{'f' * 16}-01"})
+        client.get("/nothing")
+    first, second = (each for each in logs if each["event"] == "request")
+    assert (first["request_id"], first["trace_id"]) == ("first", "4" * 32)
+    assert second["request_id"] != "first"
+    assert "trace_id" not in second
+
+
+def test_the_device_thread_knows_of_no_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    engine = app_of(client).state.services.pipeline.engine
+    real = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda pixels: (seen.append(structlog.contextvars.get_contextvars()), real(pixels))[1])
+    assert client.post("/compress?quality=44", content=png(make_picture(40, 40)), headers={"x-request-id": "mine"}).status_code == 201
+    assert seen == [{}]
+
+
+def test_a_body_that_drips_in_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pace is asked for: a slot is held as long as it comes."""
+    monkeypatch.setattr("service.api.middleware.UPLOAD_S", 0.05)
+    sent: list[Message] = []
+    pieces = iter([b"x" * 10, b"x" * 10])
+
+    async def receive() -> Message:
+        for piece in pieces:
+            return {"type": "http.request", "body": piece, "more_body": True}
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/compress", "raw_path": b"/compress", "query_string": b""}
+    assert client.portal is not None
+    client.portal.call(app_of(client), {**scope, "headers": [(b"content-length", b"1000"), (b"expect", b"x")]}, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["detail"].startswith("20 bytes of the body came in")
+
+
+def test_a_steady_body_may_take_its_time(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.middleware.UPLOAD_S", 0.5)
+    monkeypatch.setattr("service.api.middleware.UPLOAD_BYTES_A_SECOND", 10)
+
+    def dripping() -> Iterator[bytes]:
+        yield b"no picture, and slow"
+        time.sleep(1)
+        yield b"!"
+
+    assert client.post("/compress", content=dripping()).status_code == 415
