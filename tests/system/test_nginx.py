@@ -44,7 +44,9 @@ def cdn(request: pytest.FixtureRequest, small_model: Path, tmp_path_factory: pyt
     settings = {"SDC_MODEL": str(small_model), "SDC_SLOTS": "4", "SDC_RENDER_CACHE_BYTES": "0"}
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
     assert nginx, "make test-system installs it"
-    with serving(folder, folder / "log", **settings) as origin:
+    # a picture that must be confirmed shall not be confirmed from memory, or a full origin would not be seen to be full
+    program = "service.cli" if request.param == "as it is" else "tests.forgetful"
+    with serving(folder, folder / "log", program, **settings) as origin:
         written = CONFIGURATION.read_text()
         changes = {
             "127.0.0.1:8080": f"127.0.0.1:{origin.port}",
