@@ -22,9 +22,8 @@ from service.telemetry import metrics
 LINGER_BYTES, LINGER_S = 1 << 20, 1.0
 """of a body that nobody wants this much is read and forgotten, for so long: a connection that is closed on a client in the middle of its
 sentence is reset, and the reply lost"""
-
-
 PATIENCE_S = 0.01
+"""before somebody watches whether the client hangs up"""
 
 
 class Door(HttpMiddleware):
@@ -117,7 +116,7 @@ class EarlyReply(HttpMiddleware):
 
 
 class Presence(HttpMiddleware):
-    """Cancels a request whose client hangs up before the reply has begun.  Nobody watches in the first ``PATIENCE_S``: most are done."""
+    """Cancels a request whose client hangs up before the reply has begun.  In the first ``PATIENCE_S`` nobody watches."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         complete, gone = asyncio.Event(), asyncio.Event()

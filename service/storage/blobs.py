@@ -36,6 +36,8 @@ class BlobStore:
         self._objects, self._clock = objects, clock
         self._seen: OrderedDict[str, tuple[float, Facts]] = OrderedDict()
         """until when an id is taken to exist without asking, and with what facts"""
+        self._changes = 0
+        """of what was seen: an answer on its way meanwhile may be out of date"""
 
     async def create(self, blob_id: str, blob: bytes, facts: Facts) -> bool:
         """Store a blob unless the id is taken; returns whether this call stored it.  Never visible in part.
@@ -73,7 +75,7 @@ class BlobStore:
     async def note(self, blob_id: str, facts: Facts) -> None:
         """Put other facts beside a blob; other replicas notice within ``SEEN_S``."""
         await self._objects.write(f"blobs/{check_id(blob_id)}.json", json.dumps(facts).encode())
-        self._seen.pop(blob_id, None)
+        self._overlook(blob_id)
 
     async def size(self, blob_id: str) -> int | None:
         """Length of the blob without reading it, or None when there is none."""
@@ -89,15 +91,14 @@ class BlobStore:
         seen = self.seen(blob_id)
         if seen is not None:
             return seen
+        changes = self._changes
         size, facts = await asyncio.gather(self.size(blob_id), self.facts(blob_id))
         found = facts if size is not None else None
-        if found is not None:
+        if found is not None and changes == self._changes:
             self._seen[blob_id] = self._clock() + SEEN_S, found
             self._seen.move_to_end(blob_id)
             if len(self._seen) > SEEN_COUNT:
                 self._seen.popitem(last=False)
-        else:
-            self._seen.pop(blob_id, None)
         return found
 
     async def was_deleted(self, blob_id: str) -> bool:
@@ -105,14 +106,18 @@ class BlobStore:
 
     async def delete(self, blob_id: str) -> bool:
         """Delete blob and sidecar and remember that they were; False when there was nothing."""
-        self._seen.pop(blob_id, None)
+        self._overlook(blob_id)
         if await self.size(blob_id) is None:
             return False
         await self._objects.write(f"deleted/{blob_id}", b"")
         await self._objects.delete(f"blobs/{blob_id}.sdc")
         await self._objects.delete(f"blobs/{blob_id}.json")
-        self._seen.pop(blob_id, None)  # seen by somebody in between
+        self._overlook(blob_id)  # seen by somebody in between
         return True
+
+    def _overlook(self, blob_id: str) -> None:
+        self._changes += 1
+        self._seen.pop(blob_id, None)
 
     async def check(self) -> None:
         """Raise StoreUnavailable unless the store answers."""

@@ -213,6 +213,30 @@ def test_what_was_seen_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -
     run(check)
 
 
+def test_a_look_during_a_delete_is_not_remembered(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        await store.create(ID, b"blob", {})
+        looked, deleted = asyncio.Event(), asyncio.Event()
+        real = store.size
+
+        async def slow_size(blob_id: str) -> int | None:
+            found = await real(blob_id)
+            looked.set()
+            await deleted.wait()
+            return found
+
+        monkeypatch.setattr(store, "size", slow_size)
+        looking = asyncio.create_task(store.look(ID))
+        await looked.wait()
+        monkeypatch.setattr(store, "size", real)
+        assert await store.delete(ID)
+        deleted.set()
+        assert await looking == {}  # it was there when it looked
+        assert store.seen(ID) is None and await store.look(ID) is None
+
+    run(check)
+
+
 @pytest.mark.parametrize("sidecar", [b"", b"{", b"[1]", b"\xff\xfe"])
 def test_a_sidecar_that_cannot_be_read_says_nothing(store: BlobStore, sidecar: bytes) -> None:
     async def check() -> None:
