@@ -159,13 +159,17 @@ def compress(
     output: OutputFolder = Path(),
     max_bytes: Annotated[int | None, typer.Option(help="Each file has at most this many bytes.")] = None,
     quality: Annotated[int | None, typer.Option(help="0 to 100, instead of --max-bytes; default 50.")] = None,
+    method: Annotated[
+        Literal["latent", "palette"], typer.Option(help="palette: as Bühlmann's article, for latents of four channels.")
+    ] = "latent",
+    dither: Annotated[bool, typer.Option("--dither", help="Subtractive dither: noise for the U-Net, at the price of some rate.")] = False,
     model: Model = None,
 ) -> None:
     """Photos to .sdc files, without a server.  The bytes are those that POST /compress makes on the same machine."""
     from service.pipeline import CompressOptions
 
     with _told():
-        options = CompressOptions(max_bytes=max_bytes, quality=quality)
+        options = CompressOptions(method, max_bytes, quality, dither)
 
     async def one(pipeline: Pipeline, path: Path) -> bytes:
         return (await pipeline.compress(path.read_bytes(), options)).content
@@ -178,7 +182,7 @@ def render(
     files: Files,
     output: OutputFolder = Path(),
     to: Annotated[Literal["png", "webp", "jpg", "avif"], typer.Option(help="Format to write.")] = "png",
-    steps: Annotated[int | None, typer.Option(help="U-Net steps; 0 is the auto-encoder alone.", min=0, max=8)] = None,
+    steps: Annotated[str | None, typer.Option(help="U-Net steps, 0 to 8; 0 is the auto-encoder alone; `article` as Bühlmann's.")] = None,
     quality: Annotated[int, typer.Option(help="Of a lossy format.", min=1, max=100)] = 80,
     width: Annotated[int | None, typer.Option(help="Pixels; never enlarged.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; never enlarged.")] = None,
@@ -187,11 +191,11 @@ def render(
 ) -> None:
     """.sdc files to pictures, without a server."""
     from service.imaging.resizing import Box
-    from service.pipeline import RenderOptions
+    from service.pipeline import RenderOptions, parse_steps
 
     with _told():
         box = Box(width, height, fit) if width or height or fit != "inside" else None
-    options = RenderOptions(to, steps, quality, box)
+        options = RenderOptions(to, None if steps is None else parse_steps(steps), quality, box)
 
     async def one(pipeline: Pipeline, path: Path) -> bytes:
         return (await pipeline.render(path.read_bytes(), options)).content
@@ -284,6 +288,7 @@ def inspect(files: Files) -> None:
                     "bpp": round(8 * len(content) / (blob.width * blob.height), 4),
                     "method": METHODS.get(blob.method, blob.method),
                     "step": round(step_size(blob.step_index), 5),
+                    "dither_seed": blob.seed,
                     "code_identity": blob.code_identity.hex(),
                     "model_identity": blob.model_identity.hex(),
                     "tiling": None if blob.tiling is None else {"side": blob.tiling.side, "margin": blob.tiling.margin},

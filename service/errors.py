@@ -65,6 +65,12 @@ class SizeUnreachable(SdcError):
         self.best_bytes = best_bytes
 
 
+class MethodUnavailable(SdcError):
+    """A method that this service's model has not."""
+
+    kind = "method-unavailable"
+
+
 class BadBlob(SdcError):
     """Bytes that claim to be an ``.sdc`` and cannot be one."""
 

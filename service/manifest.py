@@ -46,6 +46,25 @@ class RatePoints(BaseModel):
         return round(self.quality_0 + (self.quality_100 - self.quality_0) * quality / 100)
 
 
+class TilingRule(BaseModel):
+    """Which pictures are cut for the device, and how: by size alone, because a tiled result differs from an untiled one by a little.
+
+    A blob records how its picture was cut, so another rule reads it as long as its windows are no larger than ``untiled_pixels``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    untiled_pixels: int = Field(1 << 21, ge=1 << 16, description="Pictures up to this many pixels go through the networks whole.")
+    side: int = Field(1024, ge=256, description="Pixels of picture a tile advances by.")
+    margin: int = Field(128, ge=0, description="Pixels of overlap on each side, covering what the networks see beyond a tile, nearly.")
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> TilingRule:
+        if (self.side + 2 * self.margin) ** 2 > self.untiled_pixels or self.margin > self.side // 2:
+            raise ValueError("a window, side + 2 * margin squared, may have untiled_pixels at most, and a margin half a side")
+        return self
+
+
 class RateGuess(BaseModel):
     """Where the search for a size begins: bits a latent number = rate * shape ** slope, ``shape`` being that of ``codec.rate_shape``.
 
@@ -75,6 +94,7 @@ class Manifest(BaseModel):
     entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None)
     rate_points: RatePoints
     rate_guess: RateGuess = RateGuess.model_validate({})
+    tiling: TilingRule = TilingRule.model_validate({})
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
 
     @model_validator(mode="after")
@@ -83,6 +103,8 @@ class Manifest(BaseModel):
             raise ValueError("latent_mean and latent_std need one value for each latent channel")
         if min(self.latent_std) <= 0:
             raise ValueError("latent_std must be positive")
+        if self.tiling.side % self.downscale or self.tiling.margin % self.downscale:
+            raise ValueError("tiles and their margins must be multiples of the downscale")
         return self
 
     @property

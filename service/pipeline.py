@@ -28,16 +28,17 @@ from service.batching.waiting import Lane
 from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.container import Blob, Tiling
-from service.codec.methods import method_number
+from service.codec.methods import LATENT, Method, method_number
 from service.codec.steps import Latent, step_size
-from service.engine.engine import DECODER_VERSION, Engine
-from service.engine.tiling import TILE_MARGIN, TILE_SIDE, UNTILED_PIXELS, border_cells, paste, tiles
+from service.engine.engine import Engine, Steps
+from service.engine.tiling import border_cells, paste, tiles
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
 from service.imaging.preview import Glance, glance
 from service.imaging.resizing import Box, plan, resize
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
+from service.manifest import Manifest
 from service.process import tune
 from service.settings import Settings
 from service.telemetry import metrics
@@ -56,14 +57,18 @@ Result = TypeVar("Result")
 class CompressOptions:
     """How to compress.  At most one of ``max_bytes`` and ``quality``; neither means quality 50."""
 
-    method: str = "latent"
+    method: Method = "latent"
     max_bytes: int | None = None
     """the whole file, header included, has at most this many bytes"""
     quality: int | None = None
     """0..100"""
+    dither: bool = False
+    """subtractive dither: noise for the U-Net instead of structure, at the price of some rate"""
 
     def __post_init__(self) -> None:
         method_number(self.method)
+        if self.method == "palette" and (self.quality is not None or self.dither):
+            raise BadParameter("method=palette has one quality and its own dither: leave quality and dither out")
         if self.max_bytes is not None and self.quality is not None:
             raise BadParameter("give max_bytes or quality, not both")
         if self.max_bytes is not None and self.max_bytes < SMALLEST_MAX_BYTES:
@@ -73,9 +78,22 @@ class CompressOptions:
 
     def canonical(self) -> str:
         """One spelling for one meaning; part of the id."""
+        size = f"quality={DEFAULT_RATE_QUALITY if self.quality is None else self.quality}"
         if self.max_bytes is not None:
-            return f"method={self.method}&max_bytes={self.max_bytes}"
-        return f"method={self.method}&quality={DEFAULT_RATE_QUALITY if self.quality is None else self.quality}"
+            size = f"max_bytes={self.max_bytes}"
+        return f"method={self.method}&{size}{'&dither' if self.dither else ''}"
+
+
+MOST_STEPS = 8
+
+
+def parse_steps(value: str) -> Steps:
+    """U-Net steps as they are written in addresses and on the command line; raises BadParameter."""
+    if value == "article":
+        return "article"
+    if value.isascii() and value.isdecimal() and len(value) < 3 and int(value) <= MOST_STEPS:
+        return int(value)
+    raise BadParameter(f"steps must be a whole number from 0 to {MOST_STEPS}, or 'article'")
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class RenderOptions:
 
     extension: str = "webp"
     """a key of ``service.imaging.writing.FORMATS``"""
-    steps: int | None = None
+    steps: Steps | None = None
     """U-Net steps; None is the model's default"""
     quality: int = DEFAULT_QUALITY
     """of the written format, 1..100; says nothing for a lossless one"""
@@ -107,6 +125,17 @@ class Compressed:
 class Rendered:
     content: bytes
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is known of a latent's error, and how it is to be cleaned."""
+
+    step: np.float32
+    """of the uniform quantiser with that error"""
+    steps: Steps
+    projected: bool
+    """whether the latent was quantised with that very step"""
 
 
 @dataclass(frozen=True)
@@ -172,15 +201,18 @@ class Pipeline:
         return name_of(b"blob", content)
 
     def variant(self, blob_id: str, options: RenderOptions) -> str:
-        """Names a render before it is made: id, parameters, model and pixel-decoder version, equal on every replica."""
+        """Names a render before it is made: id, parameters, model and pixel decoder, equal on every replica."""
         asked = [options.extension, f"s{self.steps_of(options)}"]
         if not FORMATS[options.extension].lossless:
             asked.append(f"q{options.quality}")
         if options.box is not None:
             asked.append(str(options.box))
-        return ".".join((blob_id, *asked, self.codec.model_identity.hex(), str(DECODER_VERSION)))
+        return ".".join((blob_id, *asked, self.codec.model_identity.hex(), self.engine.decoder_name))
 
-    def steps_of(self, options: RenderOptions) -> int:
+    def steps_of(self, options: RenderOptions) -> Steps:
+        """U-Net steps; raises MethodUnavailable for the article's where this model has not its latent."""
+        if options.steps == "article":
+            self.codec.require_palette()
         return self.engine.manifest.default_steps if options.steps is None else options.steps
 
     # -- admission
@@ -200,8 +232,10 @@ class Pipeline:
             lane: who goes first, and nothing else; None is ``interactive`` for a small picture and ``bulk`` for a large one.
             deadline: on the monotonic clock; past it the blob is of no use.
 
-        Raises the errors of ``open_picture``, SizeUnreachable and Overloaded.
+        Raises the errors of ``open_picture``, MethodUnavailable, SizeUnreachable and Overloaded.
         """
+        if options.method == "palette":
+            self.codec.require_palette()
         stages = Stages()
         with stages.timed("open"):
             # not on the processor's threads: who is to be refused should hear it without waiting in their row
@@ -210,10 +244,14 @@ class Pipeline:
         with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
             with stages.timed("open"):
                 picture, padded, first_look = await ticket.aside(lambda: self._open(source))
-            tiling = Tiling(TILE_SIDE, TILE_MARGIN) if picture.width * picture.height > UNTILED_PIXELS else None
-            latent = await self._encode(padded, picture, tiling, stages, ticket)
+            rule = self.engine.manifest.tiling
+            tiling = Tiling(rule.side, rule.margin) if picture.width * picture.height > rule.untiled_pixels else None
+            latent = await self._encode(padded, picture, tiling, options.method == "palette", stages, ticket)
             with stages.timed("code"):
-                blob = await ticket.aside(lambda: self._code(latent, picture, tiling, options), finishing=True)
+                seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
+                alpha = None if picture.alpha is None else await ticket.aside(partial(write_alpha, picture.alpha))
+                frame = Frame(picture.width, picture.height, alpha, tiling, seed)
+                blob = await ticket.aside(lambda: self._code(latent, frame, options), finishing=True)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
 
     def _padded_pixels(self, width: int, height: int) -> int:
@@ -228,18 +266,20 @@ class Pipeline:
         sides = ((border, -picture.height % factor + border), (border, -picture.width % factor + border), (0, 0))
         return picture, np.pad(picture.rgb, sides, mode="edge"), glance(picture)
 
-    def _code(self, latent: Latent, picture: Picture, tiling: Tiling | None, options: CompressOptions) -> Blob:
-        alpha = None if picture.alpha is None else write_alpha(picture.alpha)
-        frame = Frame(picture.width, picture.height, alpha, tiling, options.method)
+    def _code(self, latent: Latent, frame: Frame, options: CompressOptions) -> Blob:
+        if options.method == "palette":
+            return self.codec.encode_palette(latent, frame, options.max_bytes)
         if options.max_bytes is not None:
             return self.codec.encode_within(latent, frame, options.max_bytes)
         quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
         return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
 
-    async def _encode(self, padded: Plane, picture: Picture, tiling: Tiling | None, stages: Stages, ticket: Ticket) -> Latent:
+    async def _encode(
+        self, padded: Plane, picture: Picture, tiling: Tiling | None, sampled: bool, stages: Stages, ticket: Ticket
+    ) -> Latent:
         factor = self.engine.manifest.downscale
         if tiling is None:
-            whole = await self._submit_encode(padded, stages, ticket)
+            whole = await self._submit_encode(padded, sampled, stages, ticket)
             border = border_cells(picture.width, picture.height)
             inner = slice(border, -border or None)
             return np.ascontiguousarray(whole[:, inner, inner])
@@ -249,13 +289,13 @@ class Pipeline:
             window = padded[
                 rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
             ]
-            part = await self._submit_encode(np.ascontiguousarray(window), stages, ticket)
+            part = await self._submit_encode(np.ascontiguousarray(window), sampled, stages, ticket)
             latent[:, rows.core, columns.core] = part[:, rows.core_in_window, columns.core_in_window]
         return latent
 
-    async def _submit_encode(self, pixels: Plane, stages: Stages, ticket: Ticket) -> Latent:
+    async def _submit_encode(self, pixels: Plane, sampled: bool, stages: Stages, ticket: Ticket) -> Latent:
         height, width = pixels.shape[:2]
-        encoded: Latent = await stages.on_device(ticket.submit((height, width), pixels, height * width))
+        encoded: Latent = await stages.on_device(ticket.submit((height, width, sampled), (pixels, sampled), height * width))
         return encoded
 
     # -- blob to photo
@@ -269,12 +309,12 @@ class Pipeline:
                 f"this file was made with model {blob.model_identity.hex()}; this service runs '{self.engine.manifest.name}' "
                 f"({self.codec.model_identity.hex()})"
             )
-        _check_tiling(blob, self.engine.manifest.downscale)
+        _check_tiling(blob, self.engine.manifest)
         return blob
 
     async def verify(self, blob: Blob) -> None:
         """Decode everything but the pixels; raises CorruptBlob."""
-        await self._off_loop(lambda: self.codec.decode_symbols(blob))
+        await self._off_loop(lambda: self.codec.decode(blob))
         if container.ALPHA in blob.sections:
             await self._off_loop(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
 
@@ -292,12 +332,12 @@ class Pipeline:
                 written = await ticket.aside(lambda: _write(picture, options), finishing=True)
         return Rendered(written, stages.seconds)
 
-    async def restore(self, blob: Blob, steps: int) -> Picture:
+    async def restore(self, blob: Blob, steps: Steps) -> Picture:
         """Blob to pixels."""
         with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height)) as ticket:
             return await self._restore(blob, steps, Stages(), ticket)
 
-    async def _restore(self, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Picture:
+    async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha = None
         with stages.timed("read"):
             latent = await ticket.aside(lambda: self.codec.decode(blob))
@@ -305,28 +345,28 @@ class Pipeline:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         return Picture(await self._decode(latent, blob, steps, stages, ticket), alpha)
 
-    async def _decode(self, latent: Latent, blob: Blob, steps: int, stages: Stages, ticket: Ticket) -> Plane:
+    async def _decode(self, latent: Latent, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Plane:
         factor = self.engine.manifest.downscale
-        size = np.float32(step_size(blob.step_index))
+        noise = Noise(np.float32(step_size(blob.step_index)), steps, blob.method == LATENT)
         if blob.tiling is None:
             cells = border_cells(blob.width, blob.height)
             border = cells * factor
             surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
-            whole = await self._submit_render(surrounded, size, steps, stages, ticket)
+            whole = await self._submit_render(surrounded, noise, stages, ticket)
             return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
         windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
-            piece = await self._submit_render(np.ascontiguousarray(window), size, steps, stages, ticket)
+            piece = await self._submit_render(np.ascontiguousarray(window), noise, stages, ticket)
             await ticket.aside(partial(paste, canvas, tile, piece, margin // 2), finishing=True)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
-    async def _submit_render(self, latent: Latent, size: np.float32, steps: int, stages: Stages, ticket: Ticket) -> Plane:
+    async def _submit_render(self, latent: Latent, noise: Noise, stages: Stages, ticket: Ticket) -> Plane:
         height, width = latent.shape[1:]
         pixels = height * width * self.engine.manifest.downscale**2
-        rendered: Plane = await stages.on_device(ticket.submit((height, width, steps), (latent, size, steps), pixels))
+        rendered: Plane = await stages.on_device(ticket.submit((height, width, noise.steps, noise.projected), (latent, noise), pixels))
         return rendered
 
     # -- plumbing
@@ -346,9 +386,10 @@ class Pipeline:
         for side in WARM_SIDES:
             height = width = side // factor * factor
             pixels = np.zeros((height, width, 3), np.uint8)
-            await self.batcher.warm_up("encode", (height, width), pixels, height * width)
+            await self.batcher.warm_up("encode", (height, width, False), (pixels, False), height * width)
             latent = np.zeros((channels, height // factor, width // factor), np.float32)
-            await self.batcher.warm_up("render", (*latent.shape[1:], steps), (latent, np.float32(1), steps), height * width)
+            noise = Noise(np.float32(1), steps, True)
+            await self.batcher.warm_up("render", (*latent.shape[1:], steps, True), (latent, noise), height * width)
 
     async def close(self) -> None:
         await self.batcher.close()
@@ -359,34 +400,35 @@ def _write(picture: Picture, options: RenderOptions) -> bytes:
     return write_picture(sized, options.extension, options.quality)
 
 
-def _check_tiling(blob: Blob, downscale: int) -> None:
+def _check_tiling(blob: Blob, manifest: Manifest) -> None:
     """Refuse a blob that would put more on the device at once than any that this service writes."""
+    downscale, most = manifest.downscale, manifest.tiling.untiled_pixels
     if blob.tiling is None:
-        if blob.width * blob.height > UNTILED_PIXELS:
+        if blob.width * blob.height > most:
             raise CorruptBlob("a picture of this size must be tiled")
         return
     side, margin = blob.tiling.side, blob.tiling.margin
-    if side % downscale or margin % downscale or (side + 2 * margin) ** 2 > UNTILED_PIXELS:
+    if side % downscale or margin % downscale or (side + 2 * margin) ** 2 > most:
         raise CorruptBlob(f"tiles of {side} + 2 x {margin} pixels cannot be decoded")
 
 
 def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
-    """What the device thread runs: lists of items of one shape in, lists of results out."""
+    """What the device thread runs: lists of items alike in shape and in what is to be done in, lists of results out."""
 
-    def encode(items: Sequence[Plane]) -> Sequence[Computed]:
+    def encode(items: Sequence[tuple[Plane, bool]]) -> Sequence[Computed]:
         started = time.perf_counter()
-        latents = engine.encode(np.stack(items))
+        latents = engine.encode(np.stack([pixels for pixels, _ in items]), sampled=items[0][1])
         seconds = {"encode": time.perf_counter() - started}
         return [Computed(latent, seconds) for latent in latents]
 
-    def render(items: Sequence[tuple[Latent, np.float32, int]]) -> Sequence[Computed]:
-        steps = items[0][2]
+    def render(items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
+        _, first = items[0]
         started = time.perf_counter()
-        latents = np.stack([latent for latent, _, _ in items])
-        clean = engine.restore(latents, np.array([size for _, size, _ in items], np.float32), steps)
+        latents = np.stack([latent for latent, _ in items])
+        clean = engine.restore(latents, np.array([noise.step for _, noise in items], np.float32), first.steps, first.projected)
         restored = time.perf_counter()
         pictures = engine.decode(clean)
-        seconds = ({"unet": restored - started} if steps else {}) | {"decode": time.perf_counter() - restored}
+        seconds = ({"unet": restored - started} if first.steps else {}) | {"decode": time.perf_counter() - restored}
         return [Computed(picture, seconds) for picture in pictures]
 
     return {"encode": encode, "render": render}

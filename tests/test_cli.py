@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,19 @@ def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo
     assert "needs a width or a height" in sdc("render", blob, "-o", tmp_path / "small", "--fit", "cover", code=1)
     described = json.loads(sdc("inspect", blob))
     assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
+
+
+def test_the_articles_methods(tmp_path: Path, photo_file: Path, model_of: Callable[[str], Path]) -> None:
+    model, out = model_of("kl"), tmp_path / "out"
+    sdc("compress", photo_file, "-o", out, "--method", "palette", "--model", model)
+    told = json.loads(sdc("inspect", out / "cat.sdc"))
+    assert (told["method"], told["dither_seed"]) == ("palette", None)
+    sdc("render", out / "cat.sdc", "-o", out, "--steps", "article", "--model", model)
+    for steps in ("9", "x"):
+        assert "from 0 to 8, or 'article'" in sdc("render", out / "cat.sdc", "--steps", steps, "--model", model, code=1)
+    assert "leave the parameter out" in sdc("compress", photo_file, "-o", out, "--method", "palette", code=1)
+    sdc("compress", photo_file, "-o", out, "--dither")
+    assert json.loads(sdc("inspect", out / "cat.sdc"))["dither_seed"] is not None
 
 
 def test_signing_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

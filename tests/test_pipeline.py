@@ -6,10 +6,10 @@ import pytest
 
 from service.codec import container
 from service.codec.container import ALPHA, Tiling
-from service.engine.tiling import UNTILED_PIXELS
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import Picture
 from service.imaging.writing import write_picture
+from service.manifest import TilingRule
 from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
 from tests.conftest import Plane, make_picture, png, psnr
@@ -71,7 +71,7 @@ def test_alpha_travels_losslessly(bundled_settings: Settings) -> None:
 
 def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, photo: Plane) -> None:
     """A tiled picture agrees with the untiled one, and shows no seam."""
-    side = int(UNTILED_PIXELS**0.5)
+    side = int(TilingRule.model_validate({}).untiled_pixels ** 0.5)
     big = np.tile(photo, (6, 4, 1))[: side + 16, : side + 16]
     small = np.ascontiguousarray(big[:side, :side])
 

@@ -50,7 +50,7 @@ Extension = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)})]
 )
 async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices, deadline: Deadline) -> Response:
     """A photo (JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP) to a blob of a few kilobytes, stored under an id that names its content."""
-    options = CompressOptions(query.method, query.max_bytes, query.quality)
+    options = CompressOptions(query.method, query.max_bytes, query.quality, query.dither == "1")
     services.pipeline.refuse_hopeless("compress", deadline, query.lane)
     source = await read_body(request)
     blob_id = await off_loop_if_large(source, lambda: services.pipeline.id_of(source, options))

@@ -29,6 +29,7 @@ STATUS: dict[type[errors.SdcError], int] = {
     errors.TooManyPixels: 422,
     errors.TooManyBytes: 413,
     errors.SizeUnreachable: 422,
+    errors.MethodUnavailable: 422,
     errors.NotABlob: 415,
     errors.BadBlob: 422,
     errors.NotFound: 404,

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.batching.waiting import Lane
+from service.codec.methods import Method
 from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX, Box, Fit
 from service.imaging.writing import DEFAULT_QUALITY
-
-MOST_STEPS = 8
+from service.pipeline import MOST_STEPS, parse_steps
 
 
 def _digits(value: object) -> object:
@@ -27,7 +27,19 @@ DIGITS = BeforeValidator(_digits)
 """one spelling of a number: no signs, underscores, points or spaces; stands last, or bounds do not get into the OpenAPI document"""
 Side = Annotated[int, Field(ge=1, le=LARGEST_BOX), DIGITS]
 Quality = Annotated[int, Field(ge=1, le=100), DIGITS]
-Steps = Annotated[int, Field(ge=0, le=MOST_STEPS), DIGITS]
+
+
+def _steps(value: object) -> object:
+    try:
+        return parse_steps(str(value))
+    except BadParameter as error:
+        raise ValueError(error.detail.removeprefix("steps ")) from error
+
+
+Steps = Annotated[
+    int | Literal["article"],
+    BeforeValidator(_steps, json_schema_input_type=Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["article"]),
+]
 
 
 class Query(BaseModel):
@@ -46,7 +58,7 @@ def complaint(errors: Sequence[Any]) -> str:
     first = errors[0]
     place = first["loc"][1:] if len(first["loc"]) > 1 else first["loc"]  # of a request, "query" comes first
     name = ".".join(str(part) for part in place)[:40]
-    return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg']}"
+    return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
@@ -60,7 +72,12 @@ class CompressQuery(Query):
     quality: Annotated[int, Field(ge=0, le=100), DIGITS] | None = Field(
         None, description="0 to 100, instead of max_bytes; 50 when neither is given."
     )
-    method: Literal["latent"] = Field("latent", description="Coding method.")
+    method: Method = Field(
+        "latent", description="Coding method; `palette` is that of Bühlmann's article, for models whose latent has four channels, else 422."
+    )
+    dither: Literal["0", "1"] = Field(
+        "0", description="1: subtractive dither, so that the quantiser's error is noise to the U-Net; costs some rate."
+    )
     tag: Tag | None = TAG_FIELD
     lane: Lane | None = Field(
         None, description="`bulk` yields to interactive requests; by default large pictures are bulk.  No part of the id."
@@ -77,7 +94,10 @@ class SizedQuery(Query):
         description="`inside` the box, `cover` it and be cut, `contain`: inside, on a ground of exactly that size, or `fill`: stretched.",
     )
     q: Quality = Field(DEFAULT_QUALITY, description="Quality of a lossy format.")
-    steps: Steps | None = Field(None, description="U-Net steps; 0: auto-encoder alone.")
+    steps: Steps | None = Field(
+        None,
+        description="U-Net steps; 0: auto-encoder alone; `article`: as Bühlmann's article cleans, for latents of four channels, else 422.",
+    )
 
     @property
     def box(self) -> Box | None:

@@ -6,6 +6,7 @@ latent (C, h, w) float32, normalised --encode--> Blob --decode--> latent (C, h, 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service.codec import container
+from service.codec import container, palette
 from service.codec.container import Blob, Tiling
 from service.codec.entropy import EntropyCoder
-from service.codec.methods import METHODS, method_number
+from service.codec.methods import LATENT, METHODS, PALETTE
 from service.codec.profile import load_profile
-from service.codec.steps import STEP_COUNT, STEPS_PER_OCTAVE, UNIT_STEP_INDEX, Latent, Symbols, dequantise, quantise
-from service.errors import CorruptBlob, SizeUnreachable, WrongModel
+from service.codec.steps import (
+    STEP_COUNT,
+    STEPS_PER_OCTAVE,
+    UNIT_STEP_INDEX,
+    Latent,
+    Symbols,
+    dequantise,
+    dither,
+    nearest_step,
+    quantise,
+)
+from service.errors import CorruptBlob, MethodUnavailable, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
 NEAR = 4
@@ -37,7 +48,8 @@ class Frame:
     height: int
     alpha: bytes | None = None
     tiling: Tiling | None = None
-    method: str = "latent"
+    seed: int | None = None
+    """of subtractive dither, 32 bits; None for none"""
 
 
 def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
@@ -100,8 +112,32 @@ class Codec:
 
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
-        payload = self.entropy.encode(quantise(latent, step_index), step_index)
+        payload = self.entropy.encode(quantise(latent, step_index, _offset(frame.seed, latent.shape)), step_index)
         return self._blob(frame, step_index, payload)
+
+    def encode_palette(self, latent: Latent, frame: Frame, max_bytes: int | None = None) -> Blob:
+        """Code as the article does, at the one size that gives; the step told is that of a uniform quantiser with the same error.
+
+        Raises MethodUnavailable where the latent has not four channels, SizeUnreachable where the file is larger than ``max_bytes``.
+        """
+        self.require_palette()
+        payload = palette.encode(latent)
+        error = float(np.mean((palette.decode(payload, *latent.shape[1:]) - latent) ** 2, dtype=np.float64))
+        blob = self._blob(frame, nearest_step(math.sqrt(12 * error)), payload, PALETTE)
+        size = len(container.write(blob))
+        if max_bytes is not None and size > max_bytes:
+            raise SizeUnreachable(
+                f"max_bytes={max_bytes} cannot be met: as a palette this picture has {size} bytes, no more and no less", size
+            )
+        return blob
+
+    def require_palette(self) -> None:
+        """Raise MethodUnavailable unless this model's latent can be a palette."""
+        if self.manifest.latent_channels != palette.CHANNELS:
+            raise MethodUnavailable(
+                f"the article's methods are for latents of {palette.CHANNELS} channels; those of model '{self.manifest.name}' have "
+                f"{self.manifest.latent_channels}: leave the parameter out, or serve a Stable Diffusion checkpoint"
+            )
 
     def encode_within(self, latent: Latent, frame: Frame, max_bytes: int) -> Blob:
         """The finest step, as far as the search can tell, whose whole file, header included, has at most ``max_bytes``.
@@ -110,6 +146,7 @@ class Codec:
         predicted to fit.  Raises SizeUnreachable with the best size when even the coarsest step is too large.
         """
         budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
+        offset = _offset(frame.seed, latent.shape)
         shape = rate_shape(latent)
         guess = self.manifest.rate_guess
         predicted = latent.size / 8 * guess.rate * shape**guess.slope
@@ -118,7 +155,7 @@ class Codec:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
-            sizes[index] = max(1, round(self.entropy.estimated_bits(quantise(latent, index), index) / 8))
+            sizes[index] = max(1, round(self.entropy.estimated_bits(quantise(latent, index, offset), index) / 8))
             predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
@@ -145,10 +182,14 @@ class Codec:
 
     def decode(self, blob: Blob) -> Latent:
         """Blob to dequantised latent; raises WrongModel or CorruptBlob."""
-        return dequantise(self.decode_symbols(blob), blob.step_index)
+        if blob.method == PALETTE:
+            self.check(blob)
+            return palette.decode(blob.sections[container.LATENT], *self.latent_shape(blob.width, blob.height)[1:])
+        symbols = self.decode_symbols(blob)
+        return dequantise(symbols, blob.step_index, _offset(blob.seed, symbols.shape))
 
     def decode_symbols(self, blob: Blob) -> Symbols:
-        """Blob to the integers that were coded, (C, h, w): exactly the same on every machine."""
+        """Blob of method ``latent`` to the integers that were coded, (C, h, w): exactly the same on every machine."""
         self.check(blob)
         coder, shape = self.entropy if blob.version > 1 else self._first_entropy, self.latent_shape(blob.width, blob.height)
         return coder.decode(blob.sections[container.LATENT], shape, blob.step_index)
@@ -157,17 +198,23 @@ class Codec:
         """Raise unless this codec can read the blob."""
         if blob.method not in METHODS:
             raise CorruptBlob(f"unknown method {blob.method}")
+        if blob.method == PALETTE and (self.manifest.latent_channels != palette.CHANNELS or blob.seed is not None):
+            raise CorruptBlob("no palette of this model is written like this")
         if blob.code_identity != self.code_identity:
             raise WrongModel(
                 f"this file needs the entropy profile {blob.code_identity.hex()}; model '{self.manifest.name}' has "
                 f"{self.code_identity.hex()}: install the model the file was made with"
             )
 
-    def _blob(self, frame: Frame, step_index: int, payload: bytes) -> Blob:
+    def _blob(self, frame: Frame, step_index: int, payload: bytes, method: int = LATENT) -> Blob:
         sections = {container.LATENT: payload}
         if frame.alpha is not None:
             sections[container.ALPHA] = frame.alpha
         return Blob(
             self.code_identity, self.model_identity, frame.width, frame.height,
-            method_number(frame.method), step_index, sections, frame.tiling,
+            method, step_index, sections, frame.tiling, frame.seed,
         )  # fmt: skip
+
+
+def _offset(seed: int | None, shape: tuple[int, ...]) -> Latent | None:
+    return None if seed is None else dither(seed, shape)

@@ -1,6 +1,6 @@
 """The ``.sdc`` container: a header, a table of sections, their bytes, a checksum.  Documented in docs/FORMAT.md.
 
-    "SDC" version | code identity | model identity | width height | method flags step | tiling? | sections | payload | CRC-32
+    "SDC" version | code identity | model identity | width height | method flags step | tiling? seed? | sections | payload | CRC-32
 
 All numbers little-endian; lengths and sizes are unsigned LEB128.  The parser trusts no length and allocates nothing that a claimed
 size asks for.
@@ -9,15 +9,18 @@ size asks for.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from service.codec.methods import LATENT as LATENT_METHOD
 from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
-VERSION: Final = 2
-"""written; those before it are read"""
+VERSION: Final = 3
+"""the highest that is written; those before it are read"""
+PLAIN_VERSION: Final = 2
+"""of a file that needs nothing newer: other methods than ``latent`` and dither came with version 3"""
 LARGEST_SIDE: Final = 65535
 
 LATENT: Final = 0
@@ -25,7 +28,8 @@ ALPHA: Final = 1
 SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha"}
 
 FLAG_TILED: Final = 1
-KNOWN_FLAGS: Final = FLAG_TILED
+FLAG_DITHERED: Final = 2
+KNOWN_FLAGS: Final = FLAG_TILED | FLAG_DITHERED
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,28 @@ class Blob:
     sections: dict[int, bytes] = field(repr=False)
     """LATENT always, ALPHA when the picture is not opaque"""
     tiling: Tiling | None = None
-    version: int = VERSION
+    seed: int | None = None
+    """of subtractive dither, 32 bits; None where there is none"""
+    version: int = 0
+    """of the format; 0 means the lowest that can say all this"""
+
+    def __post_init__(self) -> None:
+        if not self.version:
+            object.__setattr__(self, "version", PLAIN_VERSION if self.method == LATENT_METHOD and self.seed is None else VERSION)
 
 
 def write(blob: Blob) -> bytes:
-    """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture."""
+    """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture; four more with dither."""
     out = bytearray(MAGIC)
     out.append(blob.version)
     out += blob.code_identity + blob.model_identity
     out += _varint(blob.width) + _varint(blob.height)
-    out += bytes([blob.method, FLAG_TILED if blob.tiling else 0, blob.step_index])
+    flags = (FLAG_TILED if blob.tiling else 0) | (FLAG_DITHERED if blob.seed is not None else 0)
+    out += bytes([blob.method, flags, blob.step_index])
     if blob.tiling:
         out += _varint(blob.tiling.side) + _varint(blob.tiling.margin)
+    if blob.seed is not None:
+        out += blob.seed.to_bytes(4, "little")
     out.append(len(blob.sections))
     for kind, content in sorted(blob.sections.items()):
         out.append(kind)
@@ -103,6 +117,7 @@ def parse(content: bytes, max_pixels: int) -> Blob:
     if flags & ~KNOWN_FLAGS:
         raise CorruptBlob(f"unknown flags {flags:#04x}")
     tiling = _read_tiling(reader) if flags & FLAG_TILED else None
+    seed = int.from_bytes(reader.take(4), "little") if flags & FLAG_DITHERED else None
     kinds: list[tuple[int, int]] = []
     for _ in range(reader.take(1)[0]):
         kind, length = reader.take(1)[0], reader.varint()
@@ -112,7 +127,10 @@ def parse(content: bytes, max_pixels: int) -> Blob:
     sections = {kind: reader.take(length) for kind, length in kinds}
     if reader.left or LATENT not in sections:
         raise CorruptBlob("the sections do not fill the file")
-    return Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, version)
+    blob = Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, seed)
+    if version < VERSION == blob.version:
+        raise CorruptBlob(f"a file of version {version} has neither this method nor dither")
+    return replace(blob, version=version)
 
 
 def _read_tiling(reader: _Reader) -> Tiling:

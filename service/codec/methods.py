@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal, get_args
+
 from service.errors import BadParameter
 
-METHODS = {0: "latent"}
+Method = Literal["latent", "palette"]
+LATENT: Final = 0
+PALETTE: Final = 1
+METHODS: Final = dict(enumerate(get_args(Method)))
 
 
 def method_number(name: str) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -41,13 +42,40 @@ def step_size(index: int) -> float:
     return float(2.0 ** ((index - UNIT_STEP_INDEX) / STEPS_PER_OCTAVE))
 
 
-def quantise(latent: Latent, index: int) -> Symbols:
-    """Normalised latent (any shape) to integers, rounded to nearest, clamped to 16 bits."""
-    symbols = np.rint(latent / np.float32(step_size(index)))
+def nearest_step(size: float) -> int:
+    """Index of the step nearest to a size."""
+    index = round(UNIT_STEP_INDEX + STEPS_PER_OCTAVE * math.log2(max(size, 1e-9)))
+    return min(max(index, 0), STEP_COUNT - 1)
+
+
+def quantise(latent: Latent, index: int, offset: Latent | None = None) -> Symbols:
+    """Normalised latent (any shape) to integers, rounded to nearest, clamped to 16 bits; ``offset``, in steps, moves the lattice."""
+    in_steps = latent / np.float32(step_size(index))
+    symbols = np.rint(in_steps if offset is None else in_steps - offset)
     clamped: Symbols = np.clip(symbols, -LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
     return clamped
 
 
-def dequantise(symbols: Symbols, index: int) -> Latent:
+def dequantise(symbols: Symbols, index: int, offset: Latent | None = None) -> Latent:
     """Integers to the centres of their cells, float32."""
-    return symbols.astype(np.float32) * np.float32(step_size(index))
+    in_steps = symbols.astype(np.float32)
+    return (in_steps if offset is None else in_steps + offset) * np.float32(step_size(index))
+
+
+def dither(seed: int, shape: tuple[int, ...]) -> Latent:
+    """Offsets for subtractive dither (Schuchman 1964): odd multiples of 1/512 between -1/2 and 1/2, the same on every machine.
+
+    With them the error of the quantiser is uniform noise whatever the latent is, as a diffusion model expects.  The n-th, in C order, is
+    made of the first byte of ``splitmix64(seed * 2**32 + n)`` (Steele, Lea and Flood 2014).
+
+    Args:
+        seed: 32 bits.
+        shape: of the latent; fewer than 2**32 numbers.
+    """
+    state = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(seed << 32)
+    state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    top = (state >> np.uint64(56)).astype(np.float32)
+    return ((top + np.float32(0.5)) / np.float32(256) - np.float32(0.5)).reshape(shape)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from service.engine import article
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
@@ -27,6 +28,8 @@ from service.telemetry import metrics
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
+Steps = int | Literal["article"]
+"""of the U-Net; ``article``: as ``service.engine.article`` does"""
 
 DECODER_VERSION = 1
 """raised when the same latent comes to give other pixels; part of every render's validator"""
@@ -55,6 +58,11 @@ class Engine:
         self._std = torch.tensor(self.manifest.latent_std, device=self.device).view(shape)
 
     @property
+    def decoder_name(self) -> str:
+        """What, beside the model's name and version, decides on the pixels of a latent."""
+        return f"{DECODER_VERSION}{'f' if self._networks.fast else ''}"
+
+    @property
     def description(self) -> str:
         millions = self._networks.parameters / 1e6
         name = f"{self.manifest.name} {self.manifest.version}"
@@ -71,27 +79,32 @@ class Engine:
             raise BadModel(f"sdc.json says {channels} latent channels at 1/{factor}; {height}x{width} gives {latent.shape[1:]}")
         self.decode(self.restore(latent, np.ones(1, np.float32), 1))
 
-    def encode(self, pixels: Pixels) -> Latents:
-        """Pixels uint8 (N, H, W, 3) to normalised latents float32 (N, C, H/f, W/f); H and W multiples of the model's downscale f."""
+    def encode(self, pixels: Pixels, sampled: bool = False) -> Latents:
+        """Pixels uint8 (N, H, W, 3) to normalised latents float32 (N, C, H/f, W/f); H and W multiples of the model's downscale f.
+
+        An auto-encoder that gives a distribution is asked for its mode, or, ``sampled``, for the sample that the article takes: of the
+        processor's generator with seed 0, for each item as if it were alone.
+        """
 
         def run(networks: Networks, items: Pixels) -> torch.Tensor:
             patches = _patches(torch.from_numpy(items).to(self.device), self.manifest.patch_factor).float() / 127.5 - 1
-            raw = networks.encode(_layout(patches, networks is self._exact, self.dtype)).float()
+            raw = networks.encode(_layout(patches, networks.vae_dtype), sampled).float()
             return (raw - self._mean) / self._std
 
         return self._finite(run, pixels).cpu().numpy()
 
-    def restore(self, latents: Latents, step_sizes: npt.NDArray[np.float32], steps: int) -> Latents:
+    def restore(self, latents: Latents, step_sizes: npt.NDArray[np.float32], steps: Steps, projected: bool = True) -> Latents:
         """Clean the quantisation noise with the U-Net.
 
         Args:
             latents: (N, C, h, w) dequantised, normalised.
             step_sizes: (N,) quantiser step of each item, in units of the normalised latent.
             steps: U-Net steps; 0 returns the latents as they are.
+            projected: whether the latents were quantised with that step.
 
         Returns:
-            (N, C, h, w), each value within the quantisation cell that was sent (cell projection): the restoration never invents a
-            picture that would have been coded differently.
+            (N, C, h, w).  If ``projected``, but not as the article does it, each value is within the quantisation cell that was sent (cell
+            projection): the restoration never invents a picture that would have been coded differently.
         """
         if steps == 0:
             return latents
@@ -99,10 +112,12 @@ class Engine:
         def run(networks: Networks, items: Latents, sizes: npt.NDArray[np.float32]) -> torch.Tensor:
             sent = torch.from_numpy(items).to(self.device)
             clean = self._denoise(networks, sent, sizes, steps)
+            if not projected or steps == "article":
+                return clean
             half = torch.from_numpy(sizes).to(self.device).view(-1, 1, 1, 1) / 2
-            projected: torch.Tensor = torch.clamp(clean, sent - half, sent + half)
+            inside: torch.Tensor = torch.clamp(clean, sent - half, sent + half)
             # clamp(NaN) is NaN: a failed item is still seen by the caller
-            return projected
+            return inside
 
         return self._finite(run, latents, step_sizes).cpu().numpy()
 
@@ -110,33 +125,50 @@ class Engine:
         """Normalised latents (N, C, h, w) to pixels uint8 (N, h*f, w*f, 3)."""
 
         def run(networks: Networks, items: Latents) -> torch.Tensor:
-            raw = torch.from_numpy(items).to(self.device) * self._std + self._mean
-            patches = networks.decode(_layout(raw, networks is self._exact, self.dtype)).float()
+            normalised = torch.from_numpy(items).to(self.device)
+            raw = normalised / networks.fast_scaling if networks.fast else normalised * self._std + self._mean
+            patches = networks.decode(_layout(raw, networks.vae_dtype)).float()
             return F.pixel_shuffle(patches, self.manifest.patch_factor).permute(0, 2, 3, 1)
 
         pictures = self._finite(run, latents).cpu().numpy()
         pixels: Pixels = np.clip(np.rint((pictures + 1) * 127.5), 0, 255).astype(np.uint8)
         return pixels
 
-    def _denoise(self, networks: Networks, sent: torch.Tensor, sizes: npt.NDArray[np.float32], steps: int) -> torch.Tensor:
-        """DDIM without noise (Song et al. 2021, eq. 12, sigma = 0) from each item's own timestep down to the clean latent."""
+    def _denoise(self, networks: Networks, sent: torch.Tensor, sizes: npt.NDArray[np.float32], steps: Steps) -> torch.Tensor:
         height, width = sent.shape[2:]
         multiple = networks.unet_multiple
-        current = F.pad(sent, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        padded = F.pad(sent, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return networks.predict(_layout(noisy, networks.dtype), timesteps).float()
+
+        if steps == "article":
+            clean = article.restore(networks.article_scheduler, predict, padded)
+        else:
+            clean = self._ddim(networks, predict, padded, sizes, steps)
+        return clean[:, :, :height, :width]
+
+    def _ddim(
+        self,
+        networks: Networks,
+        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        sent: torch.Tensor,
+        sizes: npt.NDArray[np.float32],
+        steps: int,
+    ) -> torch.Tensor:
+        """DDIM without noise (Song et al. 2021, eq. 12, sigma = 0) from each item's own timestep down to the clean latent."""
         first = [timestep_of_noise(networks.alphas, noise_of_step(float(size))) for size in sizes]
         ladder = torch.tensor([descending(start, steps) for start in first]).T
         alphas = networks.alphas.to(self.device)
-        current = current * alphas[ladder[0]].sqrt().view(-1, 1, 1, 1)
+        current = sent * alphas[ladder[0]].sqrt().view(-1, 1, 1, 1)
         for index, timesteps in enumerate(ladder):
             alpha = alphas[timesteps].view(-1, 1, 1, 1)
-            on_device = timesteps.to(self.device)
-            output = networks.predict(_layout(current, networks is self._exact, self.dtype), on_device).float()
-            clean = clean_latent(networks.prediction_type, current, output, alpha)
+            clean = clean_latent(networks.prediction_type, current, predict(current, timesteps.to(self.device)), alpha)
             if index + 1 < steps:
                 following = alphas[ladder[index + 1]].view(-1, 1, 1, 1)
                 noise = (current - alpha.sqrt() * clean) / (1 - alpha).sqrt()
                 current = following.sqrt() * clean + (1 - following).sqrt() * noise
-        return clean[:, :, :height, :width]
+        return clean
 
     def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> torch.Tensor:
         """Run on a batch; items whose result is not finite are run again, alone, in fp32.  Raises DeviceFailed if that fails too."""
@@ -178,5 +210,5 @@ def _patches(pictures: torch.Tensor, factor: int) -> torch.Tensor:
     return blocks.reshape(n, height // factor, width // factor, colours * factor**2).permute(0, 3, 1, 2)
 
 
-def _layout(tensor: torch.Tensor, exact: bool, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype=torch.float32 if exact else dtype, memory_format=torch.channels_last)
+def _layout(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype=dtype, memory_format=torch.channels_last)

@@ -8,8 +8,10 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from service.engine import article
 from service.engine.autoencoder import ResidualAutoencoder
 from service.errors import BadModel
 
@@ -23,8 +25,16 @@ UNETS: dict[str, Any] = {
     "UNet2DModel": diffusers.UNet2DModel,
     "UNet2DConditionModel": diffusers.UNet2DConditionModel,
 }
+FAST_DECODER = "decoder"
+"""part of a model folder that, where it is there, decodes in the auto-encoder's place (TAESD)"""
 EMPTY_PROMPT = "empty_prompt.safetensors"
 """text embedding of the empty prompt, (1, tokens, width), for U-Nets that want one"""
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+SEED = 0
+"""of the article's sample"""
 
 
 def _load(folder: Path, part: str, classes: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -35,46 +45,78 @@ def _load(folder: Path, part: str, classes: dict[str, Any], dtype: torch.dtype) 
         cls = classes[name]
     except (OSError, ValueError, KeyError) as error:
         raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
+    if not any((folder / part).glob("*.safetensors")) and any(path.suffix in PICKLED for path in (folder / part).iterdir()):
+        raise BadModel(f"{folder / part} holds pickled weights only, which can run code when they are loaded: bring them as safetensors")
     try:
-        return cls.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, ValueError) as error:
+        network, told = cls.from_pretrained(
+            folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise BadModel(f"{folder / part} cannot be loaded: {error}") from error
+    absent = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    if absent:
+        raise BadModel(f"{folder / part} is incomplete: {len(absent)} tensors are missing or of another shape, {absent[0]} the first")
+    return network
 
 
 class Networks:
     """Auto-encoder, U-Net and noise schedule of one folder, on one device in one number format."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self._vae = _load(folder, "vae", AUTOENCODERS, dtype)
+        self.dtype = dtype
+        # fp16 ends at 65,504, and activations of Stable Diffusion's auto-encoders go beyond: bf16 has the range, fp16 has not
+        self.vae_dtype = torch.float32 if dtype is torch.float16 else dtype
+        self._vae = _load(folder, "vae", AUTOENCODERS, self.vae_dtype)
         self._unet = _load(folder, "unet", UNETS, dtype)
-        for network in (self._vae, self._unet):
+        self.fast = (folder / FAST_DECODER).is_dir()
+        """whether another, smaller auto-encoder decodes"""
+        self._decoder = _load(folder, FAST_DECODER, AUTOENCODERS, self.vae_dtype) if self.fast else self._vae
+        self.fast_scaling = float(getattr(self._decoder.config, "scaling_factor", None) or 1)
+        """divides a normalised latent for the smaller one"""
+        networks = {id(network): network for network in (self._vae, self._unet, self._decoder)}.values()
+        for network in networks:
             network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-        except OSError as error:
+            self.article_scheduler = article.load_scheduler(folder)
+        except (OSError, ValueError, NotImplementedError) as error:
             raise BadModel(f"{folder}/scheduler cannot be loaded: {error}") from error
         self.alphas: torch.Tensor = scheduler.alphas_cumprod
         self.prediction_type: str = scheduler.config.prediction_type
+        if self.prediction_type not in PREDICTIONS:
+            raise BadModel(f"{folder}/scheduler: prediction_type '{self.prediction_type}' is none of {', '.join(PREDICTIONS)}")
         self._prompt: torch.Tensor | None = None
         if isinstance(self._unet, diffusers.UNet2DConditionModel):
-            path = folder / EMPTY_PROMPT
-            if not path.exists():
-                raise BadModel(f"{path} is missing: this U-Net wants the embedding of the empty prompt")
-            self._prompt = next(iter(load_file(path).values())).to(device=device, dtype=dtype)
+            self._prompt = self._load_prompt(folder).to(device=device, dtype=dtype)
         self.unet_multiple = 2 ** (len(self._unet.config.block_out_channels) - 1)
         """the U-Net takes latents whose sides are multiples of this"""
-        self.parameters = sum(p.numel() for network in (self._vae, self._unet) for p in network.parameters())
+        self.parameters = sum(p.numel() for network in networks for p in network.parameters())
 
-    def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches to the latent as the auto-encoder returns it; a distribution's mode, not a sample."""
+    def _load_prompt(self, folder: Path) -> torch.Tensor:
+        path, width = folder / EMPTY_PROMPT, self._unet.config.cross_attention_dim
+        try:
+            prompt = next(iter(load_file(path).values()))
+        except (OSError, SafetensorError, StopIteration) as error:
+            raise BadModel(f"{path} is missing or damaged: this U-Net wants the embedding of the empty prompt") from error
+        if prompt.ndim != 3 or len(prompt) != 1 or prompt.shape[2] != width:
+            raise BadModel(f"{path} is of shape {tuple(prompt.shape)}: this U-Net wants (1, tokens, {width})")
+        return prompt
+
+    def encode(self, patches: torch.Tensor, sampled: bool = False) -> torch.Tensor:
+        """Patches to the latent as the auto-encoder returns it; of a distribution the mode, or the article's sample."""
         output = self._vae.encode(patches)
         for name in ("latent", "latents"):
             if hasattr(output, name):
                 return getattr(output, name)  # type: ignore[no-any-return]
-        return output.latent_dist.mode()  # type: ignore[no-any-return]
+        distribution = output.latent_dist
+        if not sampled:
+            return distribution.mode()  # type: ignore[no-any-return]
+        noise = torch.randn((1, *distribution.mean.shape[1:]), generator=torch.Generator("cpu").manual_seed(SEED))
+        return distribution.mean + distribution.std * noise.to(distribution.mean)  # type: ignore[no-any-return]
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return self._vae.decode(latent).sample  # type: ignore[no-any-return]
+        return self._decoder.decode(latent).sample  # type: ignore[no-any-return]
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The U-Net's output for z_t at t, in whatever its prediction type is."""

@@ -1,7 +1,7 @@
 """Cuts a picture too large for the device into overlapping windows, and puts the pieces together.  Geometry only, numpy only.
 
-Whether and how a picture is tiled depends on its size alone and is recorded in the blob, because a tiled result differs from an
-untiled one by a few last bits near the seams.
+Whether and how a picture is tiled depends on its size alone (``service.manifest.TilingRule``) and is recorded in the blob, because a
+tiled result differs from an untiled one near the seams.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-UNTILED_PIXELS = 1 << 21
-"""pictures up to this many pixels go through the networks whole"""
-TILE_SIDE = 1024
-TILE_MARGIN = 128
-"""covers what the networks see beyond a tile, nearly: the rest is blended over half the margin"""
 SMALL_SIDE = 32
 SMALL_BORDER_CELLS = 2
 """a picture narrower than SMALL_SIDE pixels is all border to the networks, and loses its colour; it is computed inside a border of its own

@@ -132,7 +132,9 @@ def test_the_device_thread_knows_of_no_request(client: TestClient, monkeypatch: 
     seen: list[dict[str, Any]] = []
     engine = app_of(client).state.services.pipeline.engine
     real = engine.encode
-    monkeypatch.setattr(engine, "encode", lambda pixels: (seen.append(structlog.contextvars.get_contextvars()), real(pixels))[1])
+    monkeypatch.setattr(
+        engine, "encode", lambda *given, **named: (seen.append(structlog.contextvars.get_contextvars()), real(*given, **named))[1]
+    )
     assert client.post("/compress?quality=44", content=png(make_picture(40, 40)), headers={"x-request-id": "mine"}).status_code == 201
     assert seen == [{}]
 

@@ -317,7 +317,11 @@ Image.fromarray(make_picture(9, 9)).save(GIF, "GIF", save_all=True, append_image
         ("?quality=5&quality=6", PHOTO, 400, "bad-parameter"),
         ("", png(np.zeros((1, 70_000, 3), np.uint8)), 422, "too-many-pixels"),
         ("?quality=5&max_bytes=5000", PHOTO, 400, "bad-parameter"),
-        ("?method=palette", PHOTO, 400, "bad-parameter"),
+        ("?method=jpeg", PHOTO, 400, "bad-parameter"),
+        ("?method=palette&quality=5", PHOTO, 400, "bad-parameter"),
+        ("?method=palette&dither=1", PHOTO, 400, "bad-parameter"),
+        ("?method=palette&max_bytes=1000", PHOTO, 422, "size-unreachable"),
+        ("?dither=yes", PHOTO, 400, "bad-parameter"),
         ("?lane=fast", PHOTO, 400, "bad-parameter"),
     ],
 )

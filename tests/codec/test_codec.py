@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import shutil
 import zlib
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from service.codec import container
+from service.codec import container, palette
 from service.codec.codec import Codec, Frame
 from service.codec.container import Tiling
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
-from service.codec.steps import quantise
-from service.errors import BadBlob, BadModel, CorruptBlob, SizeUnreachable, TooManyPixels, WrongModel
+from service.codec.steps import dither, quantise, step_size
+from service.errors import BadBlob, BadModel, CorruptBlob, MethodUnavailable, SizeUnreachable, TooManyPixels, WrongModel
 from service.manifest import read_manifest
 from service.settings import BUNDLED_MODEL
 
@@ -157,3 +158,53 @@ def test_a_profile_that_does_not_fit_is_refused(tmp_path: Path, name: str, chang
     save_file(tensors, tmp_path / "entropy.safetensors")
     with pytest.raises(BadModel):
         Codec(tmp_path, read_manifest(BUNDLED_MODEL))
+
+
+def test_dither_by_hand() -> None:
+    """splitmix64 as published: its first output for seed 0 is e220a8397b1dcdaf; the n-th is that of counter n."""
+    offsets = dither(0, (2, 1, 2))
+    first_bytes = [0xE2, 0x6E, 0x06, 0xF8]  # of e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f, f88bb8a8724c81ec
+    assert offsets.flatten().tolist() == [(byte + 0.5) / 256 - 0.5 for byte in first_bytes]
+    assert (dither(1, (4, 9, 9)) != dither(2, (4, 9, 9))).any()
+    many = dither(5, (4, 64, 64))
+    assert abs(float(many.mean())) < 0.01 and float(many.std()) == pytest.approx(12**-0.5, rel=0.02)
+
+
+def test_dithered_error_is_noise_whatever_the_latent(codec: Codec) -> None:
+    """Where plain rounding gives all zeros, the dithered error is uniform and tells nothing of the latent."""
+    latent = 0.3 * np.sin(np.arange(math.prod(codec.latent_shape(256, 256))) / 7).astype(np.float32).reshape(codec.latent_shape(256, 256))
+    plain = codec.decode(codec.encode(latent, Frame(256, 256), 128))
+    assert (plain == 0).all()
+    blob = codec.encode(latent, Frame(256, 256, seed=77), 128)
+    read = codec.decode(container.parse(container.write(blob), 1 << 20))
+    error = read - latent
+    assert np.abs(error).max() <= 0.5 + 1e-6
+    assert float(error.std()) == pytest.approx(12**-0.5, rel=0.05)
+    assert abs(np.corrcoef(error.ravel(), latent.ravel())[0, 1]) < 0.03
+
+
+def test_dithered_sizes_are_met_too(codec: Codec) -> None:
+    latent = latent_for(codec, 160, 160)
+    blob = codec.encode_within(latent, Frame(160, 160, seed=3), 4000)
+    assert len(container.write(blob)) <= 4000
+    assert blob.seed == 3
+
+
+def test_palette_is_for_four_channels(small_model: Path) -> None:
+    bundled = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
+    with pytest.raises(MethodUnavailable, match="4 channels"):
+        bundled.encode_palette(latent_for(bundled, 64, 64), Frame(64, 64))
+    small = Codec(small_model, read_manifest(small_model))
+    blob = small.encode_palette(latent_for(small, 160, 120), Frame(160, 120))
+    whole = container.write(blob)
+    assert (small.decode(container.parse(whole, 1 << 20)) == palette.decode(blob.sections[container.LATENT], 15, 20)).all()
+    # the step told is that of a uniform quantiser with the same error
+    error = float(((small.decode(blob) - latent_for(small, 160, 120)) ** 2).mean())
+    assert step_size(blob.step_index) ** 2 / 12 == pytest.approx(error, rel=0.05)
+    assert small.encode_palette(latent_for(small, 160, 120), Frame(160, 120), len(whole)) == blob
+    with pytest.raises(SizeUnreachable) as caught:
+        small.encode_palette(latent_for(small, 160, 120), Frame(160, 120), len(whole) - 1)
+    assert caught.value.best_bytes == len(whole)
+    for wrong in (replace(blob, seed=1), replace(blob, method=2)):
+        with pytest.raises(CorruptBlob):
+            small.check(wrong)

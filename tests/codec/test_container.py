@@ -27,6 +27,20 @@ def test_golden_bytes(version: int, checksum: str) -> None:
     assert parse(bytes.fromhex(golden), LIMIT) == replace(OPAQUE, version=version)
 
 
+def test_golden_bytes_of_version_3() -> None:
+    """What version 2 cannot say: another method, and the seed of a dither."""
+    palette = replace(OPAQUE, method=1, version=0)
+    dithered = replace(OPAQUE, tiling=Tiling(512, 128), seed=0x01020304, version=0)
+    assert (palette.version, dithered.version, replace(OPAQUE, version=0).version) == (3, 3, 2)
+    start = "53444303" + "636f6465" + "6d6f646c" + "8004" + "8003"
+    assert write(palette).hex() == start + "010080" + "01" + "0003" + "010203" + "57d2b59b"
+    assert write(dithered).hex() == start + "000380" + "8004" + "8001" + "04030201" + "01" + "0003" + "010203" + "745ce617"
+    for blob in (palette, dithered):
+        assert parse(write(blob), LIMIT) == blob
+        with pytest.raises(CorruptBlob, match="version 2"):
+            parse(write(replace(blob, version=2)), LIMIT)
+
+
 def test_opaque_overhead_is_at_most_32_bytes() -> None:
     for side, length in ((1, 10), (512, 5000), (16383, 100), (65535, 1 << 20)):
         blob = Blob(b"code", b"modl", side, min(side, LIMIT // side), 0, 0, {LATENT: bytes(length)})
@@ -46,6 +60,7 @@ blobs = st.builds(
         st.fixed_dictionaries({LATENT: st.binary(max_size=300), ALPHA: st.binary(max_size=300)}),
     ),
     tiling=st.one_of(st.none(), st.builds(Tiling, st.integers(256, 65535), st.integers(0, 128))),
+    seed=st.one_of(st.none(), st.integers(0, 2**32 - 1)),
 )
 
 
@@ -60,7 +75,7 @@ def test_what_is_written_is_read(blob: Blob) -> None:
         (b"", NotABlob),
         (b"GIF89a", NotABlob),
         (b"SDC", CorruptBlob),
-        (b"SDC\x03" + bytes(40), UnknownVersion),
+        (b"SDC\x04" + bytes(40), UnknownVersion),
         (b"SDC\x00" + bytes(40), UnknownVersion),
         (write(OPAQUE)[:-1], CorruptBlob),
         (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
@@ -97,7 +112,7 @@ def test_random_bytes_are_a_clear_error(content: bytes) -> None:
 def test_a_million_damaged_blobs() -> None:
     """Random, truncated and bit-flipped, half of them with a checksum that fits: a clear error or a sound blob, never anything else."""
     rng = random.Random(7)
-    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128)))
+    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128), 7))
     outcomes = {"error": 0, "sound": 0}
     for index in range(1_000_000):
         content = bytearray(whole)
@@ -121,4 +136,4 @@ def test_a_million_damaged_blobs() -> None:
             assert blob.width * blob.height <= LIMIT
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
-    assert container.VERSION == 2
+    assert container.VERSION == 3
