@@ -62,12 +62,8 @@ def _vae(kind: str) -> tuple[object, int, int]:
     if kind == "residual":
         return ResidualAutoencoder(48, 4, (8, 8), (1, 1), (1, 1)), 4, 8
     if kind == "kl":
-        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-        return (
-            diffusers.AutoencoderKL(3, 3, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1, **blocks),
-            1,
-            2,
-        )
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        return diffusers.AutoencoderKL(3, 3, block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4, **blocks), 1, 8
     if kind == "tiny":
         return (
             diffusers.AutoencoderTiny(
