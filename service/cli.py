@@ -32,7 +32,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 out, err = Console(), Console(stderr=True)
 
-Model = Annotated[Path | None, typer.Option(help="Model folder; the bundled one when not given.")]
+Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; the bundled one when not given.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
 Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
@@ -340,20 +340,54 @@ def doctor(model: Model = None) -> None:
 
 @models_app.command("list")
 def list_models() -> None:
-    """The models that come with this release."""
-    from service.manifest import read_manifest
-    from service.settings import BUNDLED_MODEL
+    """The models of this machine: those of the release, and those in SDC_MODELS_DIR."""
+    from service.checkpoints.installed import installed
 
-    table = Table("name", "version", "latent", "identity", "folder")
-    for path in sorted(BUNDLED_MODEL.parent.glob("*/sdc.json")):
-        manifest = read_manifest(path.parent)
+    table = Table("name", "version", "latent", "MB", "licence", "identity", "folder")
+    for each in installed(_settings().models_dir):
+        manifest = each.manifest
         latent = f"{manifest.latent_channels} channels at 1/{manifest.downscale}"
-        table.add_row(manifest.name, manifest.version, latent, manifest.model_identity.hex(), str(path.parent))
+        licence = "of the release" if manifest.source is None and each.ours else manifest.source.licence if manifest.source else "not told"
+        table.add_row(
+            each.folder.name, manifest.version, latent, f"{each.size / 1e6:,.0f}", licence, manifest.model_identity.hex(), str(each.folder)
+        )
     out.print(table)
 
 
+@models_app.command("pull")
+def pull_model(
+    wanted: Annotated[str, typer.Argument(help="sd14, sd15, sd21, OWNER/NAME on the hub, or a folder in diffusers layout.")],
+    name: Annotated[str | None, typer.Option(help="Name to install it under.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the repository; the known models have one that is tested against.")] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="OWNER/NAME or folder of an auto-encoder whose decoder is taken; sd14 and sd15: sd-vae-ft-mse; none.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Decode with TAESD: many times faster, and less well.")] = False,
+) -> None:
+    """Fetch a Stable Diffusion checkpoint (HF_ENDPOINT, HF_TOKEN) and keep what the codec needs of it."""
+    from service.checkpoints.installed import pull
+
+    def told(words: str) -> None:
+        err.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    settings = _settings()
+    with _told():
+        folder = pull(settings.models_dir, wanted, name=name, revision=revision, decoder=decoder, fast=fast, told=told)
+    out.print(f"{folder.name} is installed: sdc serve --model {folder.name}", highlight=False, markup=False, soft_wrap=True)
+
+
+@models_app.command("rm")
+def remove_model(name: Annotated[str, typer.Argument(help="Of an installed model.")]) -> None:
+    """Delete a fetched model.  Its .sdc files cannot be rendered without it."""
+    from service.checkpoints.installed import remove
+
+    with _told():
+        freed = remove(_settings().models_dir, name)
+    out.print(f"{name} is gone, {freed / 1e6:,.1f} MB freed", highlight=False, markup=False)
+
+
 @models_app.command("check")
-def check_model(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
+def check_model(folder: Annotated[Path, typer.Argument(help="Model folder, or name of an installed model.")]) -> None:
     """Load a model folder as `serve` would, and print its identities."""
     from service.pipeline import load_model
 
@@ -405,7 +439,7 @@ def bench_code(
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
     model: Model = None,
 ) -> None:
-    """Real files against the ideal code length of their own model, and against coding each channel i.i.d."""
+    """Real files against the ideal code length of their own model, coding each channel i.i.d., and the article's palette."""
     with _bench_told():
         from service.bench import code
 

@@ -6,6 +6,7 @@ A model folder is in diffusers layout (``vae/``, ``unet/``, ``scheduler/``) plus
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from service.errors import BadModel
 
 IDENTITY_BYTES = 4
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class EntropyProfile(BaseModel):
@@ -77,12 +79,22 @@ class RateGuess(BaseModel):
     slope: float = Field(1.5, ge=0.5, le=3)
 
 
+class Source(BaseModel):
+    """Where a fetched model is from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    repository: str
+    revision: str
+    licence: str
+
+
 class Manifest(BaseModel):
     """The contents of ``sdc.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    name: str = Field(pattern=f"^{NAME.pattern}$")
     version: str = Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")
     patch_factor: int = Field(ge=1, le=16, description="Pixel-unshuffle in front of the auto-encoder.")
     downscale: Literal[1, 2, 4, 8, 16, 32, 64] = Field(description="Pixels per latent position, in each direction.")
@@ -96,6 +108,7 @@ class Manifest(BaseModel):
     rate_guess: RateGuess = RateGuess.model_validate({})
     tiling: TilingRule = TilingRule.model_validate({})
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
+    source: Source | None = None
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Manifest:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "bundled"
+
+
+def _models_dir() -> Path:
+    """By the XDG base directory specification."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "sdc" / "models"
 
 
 Scope = Literal["compress", "render", "admin"]
@@ -31,7 +37,8 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: without keys anybody may compress.")
     port: int = Field(8080, ge=0, le=65535)
-    model: Path = Field(BUNDLED_MODEL, description="Folder of the default model.")
+    models_dir: Path = Field(default_factory=_models_dir, description="Where `sdc models pull` keeps models.")
+    model: Path = Field(BUNDLED_MODEL, description="The default model: its folder, or its name where it is installed.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
@@ -73,3 +80,11 @@ class Settings(BaseSettings):
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
     shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _model_by_name(self) -> Settings:
+        if len(self.model.parts) == 1 and not self.model.is_dir():
+            for folder in (BUNDLED_MODEL.parent / self.model, self.models_dir / self.model):
+                if folder.is_dir():
+                    self.model = folder
+        return self

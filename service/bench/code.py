@@ -1,4 +1,4 @@
-"""The entropy coder alone: real files against the ideal code length, and against coding each channel i.i.d."""
+"""The codec alone: real files against the ideal code length, against coding each channel i.i.d., and against the article's palette."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from service.bench import palette
 from service.bench import pictures as source
 from service.codec import container
 from service.codec.codec import Frame
@@ -36,8 +37,7 @@ def main(settings: Settings, images: Path, crop: int, limit: int | None, out: Co
     rows: dict[int, list[tuple[float, float, float, float]]] = {quality: [] for quality in QUALITIES}
     for pixels in pictures.values():
         height, width = pixels.shape[:2]
-        padded = np.pad(pixels, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
-        latent = engine.encode(padded[None])[0]
+        latent = engine.encode(palette.padded(pixels, factor)[None])[0]
         for quality in QUALITIES:
             index = engine.manifest.rate_points.step_index(quality)
             symbols = quantise(latent, index)
@@ -55,3 +55,4 @@ def main(settings: Settings, images: Path, crop: int, limit: int | None, out: Co
         )  # fmt: skip
     out.print(f"{len(pictures)} pictures of {images}; {engine.description}; {source.machine()}", highlight=False)
     out.print(table)
+    out.print(palette.table(engine, codec, list(pictures.values())))

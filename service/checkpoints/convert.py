@@ -1,0 +1,161 @@
+"""A checkpoint in diffusers layout to a model folder: only what the codec needs.
+
+    vae (decoder swapped in) | unet | scheduler | text encoder -> embedding of the empty prompt, and then no text encoder
+
+Weights are kept in fp16, whatever they came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+
+from service.checkpoints import hub
+from service.engine.network import AUTOENCODERS, EMPTY_PROMPT, FAST_DECODER, UNETS
+from service.errors import BadModel
+from service.manifest import Source
+
+DECODING = ("decoder.", "post_quant_conv.")
+"""beginnings of the names of tensors that decode"""
+QUALITY_0, QUALITY_100 = 192, 64
+"""step indices: 4 and a quarter of the latent's deviation; 50 is 1, about 4 kB of 512x512 before any context model"""
+TILING = {"untiled_pixels": 1 << 20, "side": 512, "margin": 128}
+"""attention is quadratic, and the U-Net was trained on 512 or 768 pixels a side"""
+
+
+def convert(
+    checkpoint: Path, out: Path, name: str, *, decoder: Path | None = None, fast: Path | None = None, source: Source | None = None
+) -> None:
+    """Write a model folder; raises BadModel for what is no such checkpoint.
+
+    Args:
+        checkpoint: folder in diffusers layout.
+        out: made; must not exist.
+        name: of the model.
+        decoder: folder of an ``AutoencoderKL`` of the same latents, whose decoder is taken instead.
+        fast: folder of a small auto-encoder that decodes instead (TAESD).
+        source: where it is from; its revision becomes part of the version.
+    """
+    out.mkdir(parents=True)
+    vae = _network(checkpoint / "vae", AUTOENCODERS)
+    if decoder is not None:
+        _swap_decoder(vae, _network(decoder, AUTOENCODERS))
+    unet = _network(checkpoint / "unet", UNETS)
+    channels = int(vae.config.latent_channels)
+    if unet.config.in_channels != channels:
+        raise BadModel(
+            f"the U-Net takes {unet.config.in_channels} channels and the latent has {channels}: an inpainting model cannot be used"
+        )
+    if getattr(unet.config, "addition_embed_type", None) is not None:
+        raise BadModel("this U-Net wants more than an embedded prompt (SDXL): it cannot be used")
+    vae.save_pretrained(out / "vae")
+    unet.save_pretrained(out / "unet")
+    if fast is not None:
+        _network(fast, AUTOENCODERS).save_pretrained(out / FAST_DECODER)
+    (out / "scheduler").mkdir()
+    try:
+        shutil.copyfile(checkpoint / "scheduler" / "scheduler_config.json", out / "scheduler" / "scheduler_config.json")
+    except OSError as error:
+        raise BadModel(f"{checkpoint} has no scheduler/scheduler_config.json") from error
+    if isinstance(unet, diffusers.UNet2DConditionModel):
+        save_file({"embedding": empty_prompt(checkpoint)}, out / EMPTY_PROMPT)
+    mean, deviation = _statistics(vae)
+    manifest = {
+        "name": name,
+        "version": _version(source, out, decoder is not None, fast is not None),
+        "patch_factor": 1,
+        "downscale": 2 ** (len(_widths(vae)) - 1),
+        "latent_channels": channels,
+        "latent_mean": [mean] * channels,
+        "latent_std": [deviation] * channels,
+        "rate_points": {"quality_0": QUALITY_0, "quality_100": QUALITY_100},
+        "tiling": TILING,
+        "source": None if source is None else source.model_dump(),
+    }
+    (out / "sdc.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def empty_prompt(checkpoint: Path) -> torch.Tensor:
+    """What the U-Net is told when nobody says anything: (1, tokens, width) float32, by the checkpoint's own text encoder."""
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ModuleNotFoundError as error:
+        raise BadModel("the empty prompt takes a text encoder, once: pip install 'sdc[models]'") from error
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
+        folder = checkpoint / "text_encoder"
+        encoder: Any = CLIPTextModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **_variant(folder)
+        )
+    except Exception as error:  # the tokenizer's Rust has no class of its own for a damaged file
+        raise BadModel(f"{checkpoint}: tokenizer or text encoder cannot be loaded: {error}") from error
+    words = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        embedding: torch.Tensor = encoder.eval()(words.input_ids)[0]
+    return embedding.clone()
+
+
+def _network(folder: Path, classes: dict[str, Any]) -> Any:
+    config = folder / "config.json"
+    try:
+        cls = classes[json.loads(config.read_text())["_class_name"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
+    try:
+        network, told = cls.from_pretrained(
+            folder, torch_dtype=torch.float16, use_safetensors=True, local_files_only=True, output_loading_info=True, **_variant(folder)
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadModel(f"{folder} cannot be loaded: {error}") from error
+    if told["missing_keys"]:
+        raise BadModel(f"{folder} is incomplete: {len(told['missing_keys'])} tensors are missing, {told['missing_keys'][0]} the first")
+    return network
+
+
+def _variant(folder: Path) -> dict[str, Any]:
+    """What ``from_pretrained`` must be told to find the weights; raises BadModel for pickled ones and for none."""
+    found = hub.weights([path.name for path in folder.iterdir()], "")
+    return {"variant": "fp16"} if any(".fp16." in name or ".fp16-" in name for name in found) else {}
+
+
+def _swap_decoder(vae: Any, other: Any) -> None:
+    state, better = vae.state_dict(), other.state_dict()
+    names = [key for key in state if key.startswith(DECODING)]
+    if any(key not in better or better[key].shape != state[key].shape for key in names) or not names:
+        raise BadModel("the other decoder is not of these latents: its tensors have other names or shapes")
+    vae.load_state_dict({**state, **{key: better[key] for key in names}})
+
+
+def _widths(vae: Any) -> list[int]:
+    return list(getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels)
+
+
+def _statistics(vae: Any) -> tuple[float, float]:
+    """Mean and deviation that make of the auto-encoder's latent the one the U-Net knows: (z - shift) * scaling."""
+    scaling = getattr(vae.config, "scaling_factor", None) or 1.0
+    return float(getattr(vae.config, "shift_factor", None) or 0.0), 1 / float(scaling)
+
+
+def _version(source: Source | None, out: Path, swapped: bool, fast: bool) -> str:
+    """Of the revision, or of the weights where there is none; with a mark for each part that is of elsewhere."""
+    if source is not None:
+        revision = source.revision[:12]
+    else:
+        digest = hashlib.sha256()
+        for path in sorted(out.rglob("*.safetensors")):
+            with path.open("rb") as content:
+                while block := content.read(hub.BLOCK):
+                    digest.update(block)
+        revision = digest.hexdigest()[:12]
+    return revision + ("-d" if swapped else "") + ("-fast" if fast else "")
+
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)

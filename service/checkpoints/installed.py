@@ -1,0 +1,141 @@
+"""The models of this machine: those of the release, and those fetched into ``SDC_MODELS_DIR``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.checkpoints import convert, hub
+from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
+from service.errors import BadModel
+from service.manifest import NAME, Manifest, Source, read_manifest
+from service.settings import BUNDLED_MODEL
+
+CACHE = ".cache"
+"""of downloads that are not complete"""
+
+
+@dataclass(frozen=True)
+class Installed:
+    folder: Path
+    manifest: Manifest
+    size: int
+    """bytes on disk"""
+    ours: bool
+    """of the release"""
+
+
+def installed(models: Path) -> list[Installed]:
+    """All of them, those of the release first; a folder that is no model is left out."""
+    found = []
+    for folder in [*sorted(BUNDLED_MODEL.parent.glob("*/")), *(sorted(models.glob("[!.]*/")) if models.is_dir() else [])]:
+        try:
+            manifest = read_manifest(folder)
+        except BadModel:
+            continue
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found.append(Installed(folder, manifest, size, folder.parent == BUNDLED_MODEL.parent))
+    return found
+
+
+def remove(models: Path, name: str) -> int:
+    """Delete a fetched model; returns the bytes freed.  Raises BadModel for one that is not there, or is of the release."""
+    for each in installed(models):
+        if each.folder.name == name:
+            if each.ours:
+                raise BadModel(f"'{name}' belongs to the release and stays")
+            shutil.rmtree(each.folder)
+            return each.size
+    raise BadModel(f"no model '{name}' is installed in {models}")
+
+
+def pull(
+    models: Path,
+    wanted: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    decoder: str | None = None,
+    fast: bool = False,
+    told: Callable[[str], None] = print,
+) -> Path:
+    """Fetch a checkpoint, or take one that lies in a folder, and install it; returns its model folder.
+
+    Args:
+        models: where models are kept.
+        wanted: a name of ``KNOWN``, OWNER/NAME on the hub, or a folder in diffusers layout.
+        name: of the installed model; by default the known name, or made of the last part of ``wanted``.
+        revision: of the hub's repository instead of the known one, or of ``main``.
+        decoder: OWNER/NAME or folder of an auto-encoder whose decoder is taken; by default the known one, ``none`` for none.
+        fast: decode with TAESD.
+        told: is given lines for the user.
+
+    Raises BadModel; nothing is installed then, and what was downloaded waits for the next try.
+    """
+    local = Path(wanted).is_dir() and wanted not in KNOWN
+    if not local and wanted not in KNOWN and not HUB_NAME.fullmatch(wanted):
+        raise BadModel(f"'{wanted}' is no known model ({', '.join(KNOWN)}), no OWNER/NAME and no folder")
+    name = name or _name_from(wanted)
+    if not NAME.fullmatch(name):
+        raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
+    target = models / name
+    if target.exists() or (BUNDLED_MODEL.parent / name).exists():
+        raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
+    models.mkdir(parents=True, exist_ok=True)
+    cache = models / CACHE
+    known = KNOWN.get(wanted) or Checkpoint(Repository(wanted, "main"))
+    source = None
+    if local:
+        checkpoint = Path(wanted)
+    else:
+        listing = hub.look(Repository(known.base.name, revision or known.base.revision))
+        licence = listing.licence or "none stated"
+        told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
+        source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
+        checkpoint = hub.fetch(listing, _needed(listing), cache, told)
+    parts = {"decoder": None if decoder == "none" else decoder or known.decoder, "fast": TAESD if fast else None}
+    others = {part: None if place is None else _auto_encoder(place, cache, told) for part, place in parts.items()}
+    staged = Path(tempfile.mkdtemp(prefix=".partial-", dir=models)) / name
+    try:
+        told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
+        convert.convert(checkpoint, staged, name, source=source, decoder=others["decoder"], fast=others["fast"])
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged.parent, ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
+    return target
+
+
+def _name_from(wanted: str) -> str:
+    return Path(wanted).name.lower()
+
+
+def _needed(listing: hub.Listing) -> list[str]:
+    """Of a checkpoint, what converting it takes."""
+    files = list(listing.files)
+    configs = ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
+    parts = ["vae", "unet"]
+    if any(file.startswith("text_encoder/") for file in files):
+        configs += ["text_encoder/config.json", *sorted(file for file in files if file.startswith("tokenizer/"))]
+        parts.append("text_encoder")
+    absent = [config for config in configs if config not in files]
+    if absent:
+        raise BadModel(f"{listing.repository.name} is no checkpoint in diffusers layout: it has no {absent[0]}")
+    return configs + [file for part in parts for file in hub.weights(files, part)]
+
+
+def _auto_encoder(place: str | Repository, cache: Path, told: Callable[[str], None]) -> Path:
+    """Folder of an auto-encoder that stands alone."""
+    if isinstance(place, str):
+        if Path(place).is_dir():
+            return Path(place)
+        if not HUB_NAME.fullmatch(place):
+            raise BadModel(f"'{place}' is no OWNER/NAME and no folder")
+        place = Repository(place, "main")
+    listing = hub.look(place)
+    if "config.json" not in listing.files:
+        raise BadModel(f"{place.name} is no auto-encoder: it has no config.json")
+    return hub.fetch(listing, ["config.json", *hub.weights(listing.files, "")], cache, told)
