@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
+from safetensors.torch import load_file, save_file
 
+from service.checkpoints.installed import pull
 from service.engine.device import pick_device, pick_dtype
 from service.engine.engine import Engine
 from service.errors import BadModel, DeviceFailed
 from service.settings import BUNDLED_MODEL
+from tests.checkpoints.conftest import make_checkpoint
 from tests.conftest import build_model, make_picture, psnr
 
 KINDS = ("residual", "kl", "tiny", "dc")
@@ -131,9 +135,62 @@ def test_a_manifest_that_disagrees_with_its_networks_stops_the_start(tmp_path: P
         Engine(folder).check(64, 64)
 
 
-def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_pickled_weights_are_not_read(tmp_path: Path, part: str) -> None:
     folder = build_model(tmp_path)
-    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
-    torch.save({}, folder / "vae/diffusion_pytorch_model.bin")
+    (folder / part / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, folder / part / "diffusion_pytorch_model.bin")
+    with pytest.raises(BadModel, match="pickled weights only"):
+        Engine(folder)
+
+
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_weights_that_are_not_all_there_stop_the_start(tmp_path: Path, part: str) -> None:
+    """diffusers would make up what is missing, and warn."""
+    folder = build_model(tmp_path)
+    path = folder / part / "diffusion_pytorch_model.safetensors"
+    whole = path.read_bytes()
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    save_file({key: value for key, value in weights.items() if key != name}, path, metadata={"format": "pt"})
+    with pytest.raises(BadModel, match=f"incomplete: 1 tensors.*{re.escape(name)}"):
+        Engine(folder)
+    save_file({**weights, name: torch.zeros(3, 3, 3)}, path, metadata={"format": "pt"})
     with pytest.raises(BadModel):
         Engine(folder)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadModel, match="cannot be loaded"):
+        Engine(folder)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 77, 9), (77, 16)])
+def test_a_wrong_prompt_stops_the_start(tmp_path: Path, checkpoint_model: Path, shape: tuple[int, ...] | None) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint_model, folder)
+    (folder / "empty_prompt.safetensors").unlink()
+    if shape is not None:
+        save_file({"embedding": torch.zeros(shape)}, folder / "empty_prompt.safetensors")
+    with pytest.raises(BadModel, match="this U-Net wants"):
+        Engine(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of Stable Diffusion's classes, small."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    return pull(folder, str(make_checkpoint(folder / "sd")), name="small", told=lambda words: None)
+
+
+def test_a_schedule_nobody_knows_stops_the_start(tmp_path: Path) -> None:
+    folder = build_model(tmp_path)
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "flow"}))
+    with pytest.raises(BadModel, match="flow"):
+        Engine(folder)
+
+
+def test_fp16_leaves_the_auto_encoder_in_fp32(checkpoint_model: Path) -> None:
+    """Its activations go beyond what fp16 holds."""
+    networks = Engine(checkpoint_model, dtype="float16")._networks
+    assert {each.dtype for each in networks._vae.parameters()} == {torch.float32}
+    assert {each.dtype for each in networks._unet.parameters()} == {torch.float16}
