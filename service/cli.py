@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from service import __version__
@@ -374,6 +374,39 @@ def pull_model(
     with _told():
         folder = pull(settings.models_dir, wanted, name=name, revision=revision, decoder=decoder, fast=fast, told=told)
     out.print(f"{folder.name} is installed: sdc serve --model {folder.name}", highlight=False, markup=False, soft_wrap=True)
+
+
+@models_app.command("calibrate")
+def calibrate_model(
+    images: Images,
+    name: Annotated[str, typer.Option(help="Name to install the result under, in SDC_MODELS_DIR.")],
+    model: Model = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="For fitting; encoding the pictures comes before.")] = 3,
+    crops: Annotated[int, typer.Option(min=8, help="Of 256x256 pixels, to fit to.")] = 192,
+) -> None:
+    """Fit an entropy profile to a model's latents: the same pictures from smaller files.  The result is another model."""
+    from service.calibration.calibrate import calibrate
+    from service.codec.steps import step_size
+    from service.engine.engine import Engine
+
+    settings = _settings(model)
+    with _told(), Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def told(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=1.0)
+            progress.update(tasks[what], completed=share)
+
+        engine = Engine(settings.model, settings.device, settings.dtype)
+        gains = calibrate(engine, images, settings.models_dir / name, minutes, crops, told)
+    table = Table("step", "bytes before", "bytes now", "gain", title="a 256x256 crop of pictures that were held out")
+    for gain in gains:
+        table.add_row(
+            f"{step_size(gain.index):.2f}", f"{gain.before:.0f}", f"{gain.after:.0f}", f"{100 * (1 - gain.after / gain.before):.1f} %"
+        )
+    out.print(table)
+    out.print(f"{name} is installed: sdc serve --model {name}", highlight=False, markup=False, soft_wrap=True)
 
 
 @models_app.command("rm")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from service.calibration.context import ContextModel, keep_most_used, rescale
 from service.codec.steps import step_size
 from training.config import Config
-from training.context import ContextModel, keep_most_used, rescale
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from service.calibration.context import ContextModel
 from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
-from training.context import ContextModel
 
 
 def build(config: Config) -> tuple[ResidualAutoencoder, ContextModel]:

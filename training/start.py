@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.numpy import load_file
 
+from service.calibration.context import ContextModel, rescale
+from service.calibration.integers import float_context
 from service.engine.autoencoder import ResidualAutoencoder, ResidualBlock
 from service.errors import BadModel
 from service.manifest import read_manifest
-from training.context import ContextModel, rescale
-from training.profile import float_context
 
 
 @torch.no_grad()

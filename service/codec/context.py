@@ -7,7 +7,7 @@ the channels before say something, the place itself (see
 
 The arithmetic is on integers, times a power of two, held in float64: every product and every partial sum stays under 2**53 of its unit,
 so each is exact and the order of summation, which differs between BLAS libraries and processors, cannot change a bit.
-`training/context.py` is the float twin that is trained; the layout of the fixed point is described in docs/FORMAT.md.
+``service.calibration.context`` is the float twin that is trained; the layout of the fixed point is described in docs/FORMAT.md.
 """
 
 from __future__ import annotations

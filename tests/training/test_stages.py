@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from service.calibration.context import ContextModel
+from service.calibration.integers import float_context, integer_passes
 from service.engine.autoencoder import ResidualAutoencoder
 from service.pipeline import CompressOptions, RenderOptions, open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration
 from training.__main__ import app
-from training.context import ContextModel
 from training.graphics import decorate
 from training.losses import structure_distance
 from training.networks import build
-from training.profile import float_context, integer_passes
 from training.start import start_from
 
 SHIPPED = Path(configuration.__file__).with_name("bundled.toml")

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from service.calibration.context import ContextModel, bias_of
 from service.codec.context import HIDDEN_BITS, LATENT_BITS, WEIGHT_BITS
 from service.codec.lattice import PHASES
 from service.codec.steps import STEPS_PER_OCTAVE
 from service.codec.tables import SCALES_PER_OCTAVE
-from training.context import ContextModel
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 
@@ -39,16 +39,16 @@ def _fixed(values: torch.Tensor, scale: float, dtype: type[np.signedinteger]) ->
 def integer_passes(context: ContextModel) -> Tensors:
     """Weights of the float model, of normalised latents, rounded."""
     tensors: Tensors = {"group_sizes": np.array(context.group_sizes, np.int32)}
-    for index, item in enumerate(context.passes):
+    for index, item in enumerate(context.in_order):
         unit = _out_unit(item.out.weight.shape[0] // 2)
         tensors |= {
             f"{index}.window": _fixed(item.window.weight.flatten(1).T, WEIGHT, np.int16),
-            f"{index}.window_bias": _fixed(item.window.bias, FIRST, np.int32),
+            f"{index}.window_bias": _fixed(bias_of(item.window), FIRST, np.int32),
             f"{index}.window_step": _fixed(item.step.weight[:, 0] * LOG_STEP, FIRST, np.int32),
             f"{index}.middle": _fixed(item.middle.weight[:, :, 0, 0].T, WEIGHT, np.int16),
-            f"{index}.middle_bias": _fixed(item.middle.bias, LATER, np.int32),
+            f"{index}.middle_bias": _fixed(bias_of(item.middle), LATER, np.int32),
             f"{index}.out": _fixed((item.out.weight[:, :, 0, 0] * unit[:, None]).T, WEIGHT, np.int16),
-            f"{index}.out_bias": _fixed(item.out.bias * unit, LATER, np.int32),
+            f"{index}.out_bias": _fixed(bias_of(item.out) * unit, LATER, np.int32),
         }
     return tensors
 
@@ -67,13 +67,13 @@ def float_context(tensors: Tensors) -> ContextModel:
     def real(name: str, scale: float) -> torch.Tensor:
         return torch.from_numpy(tensors[name].astype(np.float32) / scale)
 
-    for index, item in enumerate(context.passes):
+    for index, item in enumerate(context.in_order):
         unit = _out_unit(sizes[index // len(PHASES)])
         item.window.weight.copy_(real(f"{index}.window", WEIGHT).T.reshape(item.window.weight.shape))
-        item.window.bias.copy_(real(f"{index}.window_bias", FIRST))
+        bias_of(item.window).copy_(real(f"{index}.window_bias", FIRST))
         item.step.weight.copy_(real(f"{index}.window_step", FIRST * LOG_STEP)[:, None])
         item.middle.weight.copy_(real(f"{index}.middle", WEIGHT).T[:, :, None, None])
-        item.middle.bias.copy_(real(f"{index}.middle_bias", LATER))
+        bias_of(item.middle).copy_(real(f"{index}.middle_bias", LATER))
         item.out.weight.copy_((real(f"{index}.out", WEIGHT).T / unit[:, None])[:, :, None, None])
-        item.out.bias.copy_(real(f"{index}.out_bias", LATER) / unit)
+        bias_of(item.out).copy_(real(f"{index}.out_bias", LATER) / unit)
     return context

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from service.calibration.context import ContextModel, bits, keep_most_used, rescale
+from service.calibration.integers import integer_passes
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import context_predictor
 from service.codec.steps import dequantise, quantise, step_size
 from service.codec.tables import logistic_counts
 from training import config as configuration
-from training.context import ContextModel, bits, keep_most_used, rescale
 from training.data import Pictures, is_validation
-from training.profile import integer_passes
 
 CONFIG = Path(configuration.__file__).with_name("bundled.toml")
 

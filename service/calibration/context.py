@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,6 +28,12 @@ def bits(value: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, step:
     # P = sigmoid(upper) - sigmoid(lower) = sigmoid(-lower) * sigmoid(upper) * (1 - exp(lower - upper)), stable in the tails
     log_probability = F.logsigmoid(-lower) + F.logsigmoid(upper) + torch.log(-torch.expm1(lower - upper))
     return log_probability / -math.log(2)
+
+
+def bias_of(layer: nn.Conv2d) -> torch.Tensor:
+    """The bias of a layer that has one."""
+    assert layer.bias is not None
+    return layer.bias
 
 
 class ContextPass(nn.Module):
@@ -58,17 +65,21 @@ class ContextModel(nn.Module):
         shapes = zip(itertools.accumulate(group_sizes), group_sizes, hidden, windows, strict=True)
         self.passes = nn.ModuleList(ContextPass(*shape) for shape in shapes for _ in PHASES)
 
+    @property
+    def in_order(self) -> list[ContextPass]:
+        """The passes, as what they are."""
+        return cast(list[ContextPass], list(self.passes))
+
     def predictions(self, known: torch.Tensor, log_step: torch.Tensor) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
         """For each pass: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""
-        found = []
+        found, passes = [], self.in_order
         start, index = 0, 0
         for size in self.group_sizes:
             channels = slice(start, start + size)
             mask = torch.zeros(known.shape[2:], dtype=known.dtype)
             for row, column in PHASES:
                 visible = torch.cat([known[:, :start], known[:, channels] * mask], 1)
-                item = self.passes[index]
-                assert isinstance(item, ContextPass)
+                item = passes[index]
                 before, after = (item.radius - column, item.radius - row), (item.radius - 1 + column, item.radius - 1 + row)
                 padded = F.pad(visible, (before[0], after[0], before[1], after[1]))
                 mean, log_scale = item(padded, log_step)
@@ -98,14 +109,14 @@ class ContextModel(nn.Module):
 @torch.no_grad()
 def rescale(context: ContextModel, scale: float) -> None:
     """Make a model of latents into one of latents divided by ``scale``, exactly (but for the clamps)."""
-    for item in context.passes:
+    for item in context.in_order:
         item.window.weight.mul_(scale)
         # log(step) was that of the raw latent: log(step / scale) + log(scale)
-        item.window.bias.add_(item.step.weight[:, 0] * math.log(scale))
+        bias_of(item.window).add_(item.step.weight[:, 0] * math.log(scale))
         means = item.out.weight.shape[0] // 2
         item.out.weight[:means].div_(scale)
-        item.out.bias[:means].div_(scale)
-        item.out.bias[means:].sub_(math.log(scale))
+        bias_of(item.out)[:means].div_(scale)
+        bias_of(item.out)[means:].sub_(math.log(scale))
 
 
 @torch.no_grad()
@@ -114,9 +125,7 @@ def keep_most_used(narrow: ContextModel, wide: ContextModel) -> None:
 
     Raises ValueError where ``wide`` is the narrower one.
     """
-    for ours, theirs in zip(narrow.passes, wide.passes, strict=True):
-        assert isinstance(ours, ContextPass)
-        assert isinstance(theirs, ContextPass)
+    for ours, theirs in zip(narrow.in_order, wide.in_order, strict=True):
         width = ours.middle.in_channels
         if width > theirs.middle.in_channels:
             raise ValueError(f"{theirs.middle.in_channels} hidden units cannot become {width}")
@@ -125,9 +134,9 @@ def keep_most_used(narrow: ContextModel, wide: ContextModel) -> None:
         second = middle.norm(dim=1) * theirs.out.weight[:, :, 0, 0].norm(dim=0)
         kept, kept_second = (use.topk(width).indices.sort().values for use in (first, second))
         ours.window.weight.copy_(theirs.window.weight[kept])
-        ours.window.bias.copy_(theirs.window.bias[kept])
+        bias_of(ours.window).copy_(bias_of(theirs.window)[kept])
         ours.step.weight.copy_(theirs.step.weight[kept])
         ours.middle.weight.copy_(theirs.middle.weight[kept_second][:, kept])
-        ours.middle.bias.copy_(theirs.middle.bias[kept_second])
+        bias_of(ours.middle).copy_(bias_of(theirs.middle)[kept_second])
         ours.out.weight.copy_(theirs.out.weight[:, kept_second])
-        ours.out.bias.copy_(theirs.out.bias)
+        bias_of(ours.out).copy_(bias_of(theirs.out))

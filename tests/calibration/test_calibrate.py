@@ -1,0 +1,120 @@
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from service.calibration.calibrate import calibrate
+from service.calibration.fitting import fit, mean_bytes, shape_for
+from service.checkpoints.installed import pull
+from service.codec.context import LaplacePredictor
+from service.codec.entropy import EntropyCoder
+from service.codec.profile import load_profile
+from service.codec.steps import quantise
+from service.codec.tables import laplace_counts
+from service.engine.engine import Engine
+from service.errors import BadModel, BadParameter
+from service.manifest import read_manifest
+from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.settings import Settings
+from tests.checkpoints.conftest import make_checkpoint
+from tests.conftest import Plane, png
+
+
+def quiet(what: str, share: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 8, 9, 16, 32, 100, 128, 192])
+def test_groups_cover_the_channels(channels: int) -> None:
+    sizes, hidden, windows = shape_for(channels)
+    assert sum(sizes) == channels and min(sizes) >= 1
+    assert len(sizes) == len(hidden) == len(windows)
+
+
+def ticking(seconds: float) -> object:
+    """A clock that moves by so much each time somebody looks."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += seconds
+        return now
+
+    return clock
+
+
+def correlated(count: int) -> np.ndarray:
+    """Latents whose channels say nearly the same, smoothly: much for a context to know."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.normal(size=(count, 1, 9, 9)).astype(np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").repeat(1, 4, 1, 1).numpy()
+    return (smooth * np.array([1, -1, 1, -1], np.float32)[:, None, None] + 0.1 * rng.normal(size=smooth.shape)).astype(np.float32)
+
+
+def test_what_is_fitted_is_smaller_and_lossless() -> None:
+    """119 steps of training, by a clock that is counted."""
+    latents = correlated(40)
+    shares: list[float] = []
+    fitted = fit(latents[:32], list(range(96, 161)), 256**2, 1.0, shares.append, ticking(0.5))  # type: ignore[arg-type]
+    assert len(shares) == 120 and shares[-1] == 1.0
+    generic = EntropyCoder(LaplacePredictor(4, laplace_counts()))
+    for index in (96, 128, 160):
+        assert mean_bytes(fitted.coder, latents[32:], index) < 0.7 * mean_bytes(generic, latents[32:], index)
+        symbols = quantise(latents[33], index)
+        assert (fitted.coder.decode(fitted.coder.encode(symbols, index), symbols.shape, index) == symbols).all()
+
+
+@pytest.fixture
+def images(tmp_path: Path, photos: dict[str, Plane]) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, pixels in photos.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    Image.fromarray(photos["coffee"][:100, :100]).save(folder / "small.png")
+    return folder
+
+
+def test_a_calibrated_model_is_another_one(tmp_path: Path, images: Path) -> None:
+    """Same networks, linked and not copied; other tables, another identity; the first one is as it was."""
+    models = tmp_path / "models"
+    folder = pull(models, str(make_checkpoint(tmp_path / "sd")), name="small", told=lambda words: None)
+    before = (folder / "sdc.json").read_bytes()
+    shown: dict[str, float] = {}
+    gains = calibrate(Engine(folder, dtype="float32"), images, models / "mine", 0.05, 24, shown.__setitem__)
+    assert shown == {"encoding": 1.0, "fitting": 1.0, "judging": 1.0}
+    assert [gain.index for gain in gains] == [179, 154, 128, 102, 77]
+    assert all(gain.before > 0 and gain.after > 0 for gain in gains)
+    assert (folder / "sdc.json").read_bytes() == before
+    assert {path.name for path in models.iterdir()} == {"small", "mine"}
+    old, new = read_manifest(folder), read_manifest(models / "mine")
+    assert (new.name, new.entropy.kind, new.latent_std) == ("mine", "context", old.latent_std)
+    assert load_profile(folder, old).code_identity != load_profile(models / "mine", new).code_identity
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (models / "mine" / weights).stat().st_ino == (folder / weights).stat().st_ino
+
+    async def journey() -> None:
+        async with open_pipeline(Settings(model=models / "mine", store_url="memory:///", dtype="float32")) as pipeline:
+            made = await pipeline.compress(png(np.asarray(Image.open(images / "chelsea.png"))), CompressOptions(max_bytes=3000))
+            assert len(made.content) <= 3000
+            assert (await pipeline.render(made.content, RenderOptions("png"))).content
+
+    asyncio.run(journey())
+
+
+def test_what_cannot_be_calibrated_is_said(tmp_path: Path, small_model: Path, images: Path) -> None:
+    engine = Engine(small_model, dtype="float32")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BadParameter, match="at least two photographs"):
+        calibrate(engine, empty, tmp_path / "mine", 0.01, 8, quiet)
+    for target in (tmp_path / "Mine!", empty):
+        with pytest.raises(BadModel, match="give another one"):
+            calibrate(engine, images, target, 0.01, 8, quiet)
+    assert not (tmp_path / "mine").exists()
+    assert json.loads((small_model / "sdc.json").read_text())["entropy"] == {"kind": "laplace"}
