@@ -31,7 +31,7 @@ from service.codec.container import Blob, Tiling
 from service.codec.methods import LATENT, Method, method_number
 from service.codec.steps import Latent, step_size
 from service.engine.engine import Engine, Steps
-from service.engine.tiling import border_cells, paste, tiles
+from service.engine.tiling import Mosaic, border_cells, tiles
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
@@ -284,13 +284,14 @@ class Pipeline:
             inner = slice(border, -border or None)
             return np.ascontiguousarray(whole[:, inner, inner])
         latent = np.empty(self.codec.latent_shape(picture.width, picture.height), np.float32)
+        mosaic = Mosaic(latent.transpose(1, 2, 0), tiling.margin // factor // 2)
         for tile in tiles(latent.shape[1], latent.shape[2], tiling.side // factor, tiling.margin // factor):
             rows, columns = tile.rows, tile.columns
             window = padded[
                 rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
             ]
             part = await self._submit_encode(np.ascontiguousarray(window), sampled, stages, ticket)
-            latent[:, rows.core, columns.core] = part[:, rows.core_in_window, columns.core_in_window]
+            mosaic.put(tile, part.transpose(1, 2, 0))
         return latent
 
     async def _submit_encode(self, pixels: Plane, sampled: bool, stages: Stages, ticket: Ticket) -> Latent:
@@ -356,11 +357,12 @@ class Pipeline:
             return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
+        mosaic = Mosaic(canvas, margin // 2)
         windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
             piece = await self._submit_render(np.ascontiguousarray(window), noise, stages, ticket)
-            await ticket.aside(partial(paste, canvas, tile, piece, margin // 2), finishing=True)
+            await ticket.aside(partial(mosaic.put, tile, piece), finishing=True)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
     async def _submit_render(self, latent: Latent, noise: Noise, stages: Stages, ticket: Ticket) -> Plane:

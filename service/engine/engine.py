@@ -31,7 +31,7 @@ Latents = npt.NDArray[np.float32]
 Steps = int | Literal["article"]
 """of the U-Net; ``article``: as ``service.engine.article`` does"""
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """raised when the same latent comes to give other pixels; part of every render's validator"""
 
 Result = TypeVar("Result")

@@ -7,6 +7,7 @@ tiled result differs from an untiled one near the seams.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +40,6 @@ class Span:
     def window(self) -> slice:
         return slice(self.window_start, self.window_end)
 
-    @property
-    def core_in_window(self) -> slice:
-        return slice(self.core_start - self.window_start, self.core_end - self.window_start)
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -67,25 +64,35 @@ def tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
     return [Tile(rows, columns) for rows in spans(height, side, margin) for columns in spans(width, side, margin)]
 
 
-def paste(canvas: npt.NDArray[np.uint8], tile: Tile, piece: npt.NDArray[np.uint8], feather: int) -> None:
-    """Put a tile's window into the canvas (H, W, 3), fading in over ``feather`` pixels on each side of a seam.
+class Mosaic:
+    """Puts windows together on a canvas (H, W, C), bytes or floats, fading over ``feather`` positions on each side of a seam.
 
-    Tiles must come in the order of ``tiles``: what lies above and to the left is already there.
+    Networks that normalise over what they see disagree by an offset from one window to the next: a step where tiles were cut hard.
+    Windows of one row of tiles are joined first and rows then, so that where four meet each has its share.
     """
-    top, bottom, fade_rows = _faded(tile.rows, canvas.shape[0], feather)
-    left, right, fade_columns = _faded(tile.columns, canvas.shape[1], feather)
-    new = piece[top - tile.rows.window_start : bottom - tile.rows.window_start]
-    new = new[:, left - tile.columns.window_start : right - tile.columns.window_start]
-    old = canvas[top:bottom, left:right]
-    opacity = (fade_rows[:, None] * fade_columns[None, :])[:, :, None]
-    old[:] = np.rint(old + (new.astype(np.float32) - old) * opacity).astype(np.uint8)
+
+    def __init__(self, canvas: npt.NDArray[Any], feather: int) -> None:
+        self._canvas, self._feather = canvas, feather
+        self._band = canvas[:0]
+        """of the row of tiles at work: its rows' window, the canvas's width"""
+
+    def put(self, tile: Tile, piece: npt.NDArray[Any]) -> None:
+        """Add a tile's window; tiles must come in the order of ``tiles``."""
+        _, width, channels = self._canvas.shape
+        if tile.columns.core_start == 0:
+            self._band = np.empty((len(piece), width, channels), self._canvas.dtype)
+        _fade_in(self._band.swapaxes(0, 1), tile.columns, piece.swapaxes(0, 1), self._feather)
+        if tile.columns.core_end == width:
+            _fade_in(self._canvas, tile.rows, self._band, self._feather)
 
 
-def _faded(span: Span, length: int, feather: int) -> tuple[int, int, npt.NDArray[np.float32]]:
-    """Where a tile is pasted along one axis, and how opaque it is there."""
-    start, end = max(0, span.core_start - feather), min(length, span.core_end + feather)
-    opacity = np.ones(end - start, np.float32)
-    if span.core_start > 0:
-        ramp = min(2 * feather, end - start)
-        opacity[:ramp] = (np.arange(ramp, dtype=np.float32) + 0.5) / (2 * feather)
-    return start, end, opacity
+def _fade_in(canvas: npt.NDArray[Any], span: Span, window: npt.NDArray[Any], feather: int) -> None:
+    """Lay a window over the canvas along the first axis; before its seam stands what came before."""
+    start, end = max(0, span.core_start - feather), min(len(canvas), span.core_end + feather)
+    new = window[start - span.window_start : end - span.window_start]
+    ramp = min(2 * feather, end - start) if span.core_start > 0 else 0
+    canvas[start + ramp : end] = new[ramp:]
+    opacity = ((np.arange(ramp, dtype=np.float32) + 0.5) / max(1, 2 * feather))[:, None, None]
+    old = canvas[start : start + ramp]
+    blended = old + (new[:ramp].astype(np.float32) - old) * opacity
+    old[:] = blended if np.issubdtype(canvas.dtype, np.floating) else np.rint(blended)
