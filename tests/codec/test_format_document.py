@@ -188,3 +188,35 @@ def test_the_bundled_profile(step_index: int) -> None:
     reader = Reader(tensors["group_sizes"].tolist(), tensors["counts"], index)
     read = reader.read(payload, *latent.shape, reader.context(tensors))
     assert (read == quantise(latent, step_index)).all()
+
+
+def test_a_dithered_file_is_read_as_the_page_says(small_model: Path) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    latent = np.random.default_rng(1).normal(size=codec.latent_shape(75, 52)).astype(np.float32)
+    content = container.write(codec.encode(latent, Frame(75, 52, seed=0xDEADBEEF), 120))
+    # magic and version, identities, varints of one byte for 75 and 52, method, flags, step index, seed
+    assert content[:4] == b"SDC\x03" and content[12:17] == bytes([75, 52, 0, 2, 120])
+    seed = struct.unpack("<I", content[17:21])[0]
+    symbols = codec.decode_symbols(container.parse(content, 1 << 20)).ravel().tolist()
+    values = []
+    for n, q in enumerate(symbols):
+        x = (seed * 2**32 + n + 1) * 0x9E3779B97F4A7C15 % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        x ^= x >> 31
+        values.append((q + ((x >> 56) + 0.5) / 256 - 0.5) * 2 ** ((120 - 128) / 32))
+    assert codec.decode(container.parse(content, 1 << 20)).ravel() == pytest.approx(values, rel=1e-5, abs=1e-5)
+
+
+def test_a_palette_is_read_as_the_page_says(small_model: Path) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    latent = np.random.default_rng(1).normal(size=codec.latent_shape(75, 52)).astype(np.float32)
+    content = container.write(codec.encode_palette(latent, Frame(75, 52)))
+    assert content[:4] == b"SDC\x03" and content[12:16] == bytes([75, 52, 1, 0])
+    height, width = latent.shape[1:]
+    section = zlib.decompress(container.parse(content, 1 << 20).sections[container.LATENT])
+    assert len(section) == 1024 + height * width
+    read = codec.decode(container.parse(content, 1 << 20))
+    for y, x, c in ((0, 0, 0), (3, 5, 1), (height - 1, width - 1, 3)):
+        colour = section[1024 + y * width + x]
+        assert read[c, y, x] == pytest.approx((section[4 * colour + c] - 127.5) * 0.18215**2, rel=1e-5)
