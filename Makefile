@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin clean
+.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -70,6 +70,9 @@ bench-load: setup ## a server under load, against its own bare loop; about a qua
 
 bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route
 	$(BIN)/sdc bench origin
+
+bench-gpu: setup ## Stable Diffusion at full size, random weights, on whatever device there is
+	$(BIN)/sdc bench gpu
 
 clean: ## remove what make made
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

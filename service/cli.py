@@ -511,5 +511,14 @@ def bench_origin(
         origin.main(_settings(model), seconds, out)
 
 
+@bench_app.command("gpu")
+def bench_gpu() -> None:
+    """Stable Diffusion's networks at full size, random weights: pictures a second, and what share of the device's own arithmetic."""
+    with _bench_told():
+        from service.bench import gpu
+
+        gpu.main(_settings(), out)
+
+
 if __name__ == "__main__":
     app()

@@ -383,6 +383,10 @@ class Pipeline:
 
         Raises DeviceFailed.
         """
+        with self.engine.warming():
+            await self._warm_up()
+
+    async def _warm_up(self) -> None:
         factor, channels = self.engine.manifest.downscale, self.engine.manifest.latent_channels
         steps = self.engine.manifest.default_steps
         for side in WARM_SIDES:
@@ -438,7 +442,7 @@ def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Seq
 
 def load_model(settings: Settings) -> tuple[Engine, Codec]:
     """Load everything of a model folder and try it once; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
-    engine = Engine(settings.model, settings.device, settings.dtype)
+    engine = Engine(settings.model, settings.device, settings.dtype, None if settings.compile == "auto" else settings.compile == "on")
     codec = Codec(settings.model, engine.manifest)
     engine.check()
     return engine, codec

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     model: Path = Field(BUNDLED_MODEL, description="The default model: its folder, or its name where it is installed.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile for the sizes that are warmed up at the start; auto: on a GPU.  The start takes minutes longer."
+    )
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0)
     render_cache_bytes: int = Field(

@@ -19,6 +19,7 @@ from service.engine.network import EMPTY_PROMPT
 
 CHANNELS, DOWNSCALE, TOKENS, WIDTH = 4, 8, 77, 768
 SEED = 0
+SCALING = 0.18215
 
 
 def vae() -> diffusers.AutoencoderKL:

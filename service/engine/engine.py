@@ -9,7 +9,7 @@ Called from one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from service.engine import article
+from service.engine.compiled import Buckets
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
@@ -44,18 +45,29 @@ class Engine:
         folder: diffusers layout plus ``sdc.json``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        compiled: whether the shapes that are run inside ``warming`` are compiled; None: on a GPU they are.
+        backend: of the compiler.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, device: str = "auto", dtype: str = "auto", compiled: bool | None = None, backend: str = "inductor"
+    ) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, dtype)
         self._networks = Networks(folder, self.device, self.dtype)
+        self._buckets = Buckets(backend) if (self.device.type == "cuda" if compiled is None else compiled) else None
+        if self._buckets is not None:
+            self._networks.compile(self._buckets)
         self._exact: Networks | None = None
         shape = (1, -1, 1, 1)
         self._mean = torch.tensor(self.manifest.latent_mean, device=self.device).view(shape)
         self._std = torch.tensor(self.manifest.latent_std, device=self.device).view(shape)
+
+    def warming(self) -> AbstractContextManager[None]:
+        """Shapes that are run in the block are made ready to run fast."""
+        return nullcontext() if self._buckets is None else self._buckets.warming()
 
     @property
     def decoder_name(self) -> str:

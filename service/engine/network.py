@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from service.engine import article
 from service.engine.autoencoder import ResidualAutoencoder
+from service.engine.compiled import Buckets
 from service.errors import BadModel
 
 AUTOENCODERS: dict[str, Any] = {
@@ -92,6 +93,11 @@ class Networks:
         self.unet_multiple = 2 ** (len(self._unet.config.block_out_channels) - 1)
         """the U-Net takes latents whose sides are multiples of this"""
         self.parameters = sum(p.numel() for network in networks for p in network.parameters())
+
+    def compile(self, buckets: Buckets) -> None:
+        """Compile what takes the time, in the shapes that ``buckets`` is warmed up with."""
+        for network in (self._vae.encoder, self._unet, self._decoder.decoder):
+            buckets.compile(network)
 
     def _load_prompt(self, folder: Path) -> torch.Tensor:
         path, width = folder / EMPTY_PROMPT, self._unet.config.cross_attention_dim
