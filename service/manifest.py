@@ -132,6 +132,6 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise BadModel(f"{folder} is no model folder: it has no sdc.json") from error
+        raise BadModel(f"{folder} is no model folder: it has no sdc.json (`sdc models list` says what is installed)") from error
     except ValidationError as error:
         raise BadModel(f"{path}: {error}") from error

@@ -63,7 +63,7 @@ def calibrate(engine: Engine, images: Path, target: Path, minutes: float, crops:
         crops: to train it on.
         told: is given what is being done, and the share of it that is.
 
-    Raises BadModel and BadParameter.
+    Raises BadModel and BadParameter, the latter also where nothing was gained: nothing is written then.
     """
     if not NAME.fullmatch(target.name) or target.exists():
         raise BadModel(f"'{target.name}' is installed already, or no name of a model: give another one")
@@ -80,6 +80,8 @@ def calibrate(engine: Engine, images: Path, target: Path, minutes: float, crops:
         index = points.step_index(quality)
         gains.append(Gain(index, mean_bytes(before, judged, index), mean_bytes(fitted.coder, judged, index)))
         told("judging", (number + 1) / 5)
+    if sum(gain.after for gain in gains) >= sum(gain.before for gain in gains):
+        raise BadParameter("nothing was gained on the pictures held out: give more photographs, or more minutes.  Nothing was installed")
     _write(engine.folder, manifest, fitted, target)
     return gains
 

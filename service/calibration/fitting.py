@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from service.calibration.context import ContextModel
+from service.calibration.context import ContextModel, bias_of
 from service.calibration.integers import Tensors, integer_passes
 from service.calibration.tables import Latents, fit_counts, fit_rate_guess
 from service.codec.entropy import EntropyCoder
+from service.codec.lattice import PHASES
 from service.codec.profile import context_predictor
 from service.codec.steps import quantise, step_size
 from service.codec.tables import logistic_counts
@@ -73,6 +75,7 @@ def fit(
     generator = torch.Generator().manual_seed(SEED)
     everything, steps = torch.from_numpy(latents), torch.tensor([step_size(index) for index in indices])
     context = ContextModel(*shape_for(latents.shape[1]))
+    _start_at(context, latents)
     averaged = AveragedModel(context, multi_avg_fn=get_ema_multi_avg_fn(EMA))  # type: ignore[no-untyped-call]
     optimiser = torch.optim.Adam(context.parameters(), LEARNING_RATE)
     started = clock()
@@ -99,6 +102,18 @@ def fit(
     tensors["counts"] = fit_counts(context_predictor(tensors, channels), latents, indices, np.random.default_rng(SEED))
     coder = EntropyCoder(context_predictor(tensors, channels))
     return Fitted(tensors, coder, fit_rate_guess(coder, latents[:64], pixels, indices))
+
+
+@torch.no_grad()
+def _start_at(context: ContextModel, latents: Latents) -> None:
+    """Begin as an i.i.d. model: each channel's own mean, and the scale of a logistic of its deviation."""
+    means, deviations = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) + 1e-3
+    for index, item in enumerate(context.in_order):
+        size = context.group_sizes[index // len(PHASES)]
+        start = sum(context.group_sizes[: index // len(PHASES)])
+        own = slice(start, start + size)
+        scale = np.log(deviations[own] * math.sqrt(3) / math.pi)
+        bias_of(item.out).copy_(torch.from_numpy(np.concatenate([means[own], scale])))
 
 
 def mean_bytes(coder: EntropyCoder, latents: Latents, index: int) -> float:

@@ -87,8 +87,10 @@ def empty_prompt(checkpoint: Path) -> torch.Tensor:
     """What the U-Net is told when nobody says anything: (1, tokens, width) float32, by the checkpoint's own text encoder."""
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging as chatter
     except ModuleNotFoundError as error:
         raise BadModel("the empty prompt takes a text encoder, once: pip install 'sdc[models]'") from error
+    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
         folder = checkpoint / "text_encoder"

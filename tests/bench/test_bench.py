@@ -65,7 +65,7 @@ def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path,
     rd.main(bundled_settings, tmp_path, [5089], 256, None, tmp_path / "figures.json", out, handicap=True)
     code.main(bundled_settings, tmp_path, 256, None, out)
     printed = out.file.getvalue()  # type: ignore[attr-defined]
-    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%"):
+    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "latent / palette"):
         assert word in printed
     assert (tmp_path / "figures.json").stat().st_size > 100
 

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from service.calibration.calibrate import calibrate
-from service.calibration.fitting import fit, mean_bytes, shape_for
+from service.calibration.context import ContextModel, bias_of
+from service.calibration.fitting import _start_at, fit, mean_bytes, shape_for
 from service.checkpoints.installed import pull
 from service.codec.context import LaplacePredictor
 from service.codec.entropy import EntropyCoder
@@ -118,3 +120,22 @@ def test_what_cannot_be_calibrated_is_said(tmp_path: Path, small_model: Path, im
             calibrate(engine, images, target, 0.01, 8, quiet)
     assert not (tmp_path / "mine").exists()
     assert json.loads((small_model / "sdc.json").read_text())["entropy"] == {"kind": "laplace"}
+
+
+def test_what_gains_nothing_is_not_installed(tmp_path: Path, small_model: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100.0, 101.0] * 5)  # before and after, step by step
+    monkeypatch.setattr("service.calibration.calibrate.mean_bytes", lambda *_: next(sizes))
+    with pytest.raises(BadParameter, match="nothing was gained"):
+        calibrate(Engine(small_model, dtype="float32"), images, tmp_path / "mine", 0.01, 8, quiet)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_it_begins_as_the_latents_are_spread() -> None:
+    """Before any step: the mean of each channel, and a logistic of its deviation."""
+    latents = correlated(4) * np.array([1, 2, 3, 4], np.float32)[:, None, None] + 5
+    context = ContextModel(*shape_for(4))
+    _start_at(context, latents)
+    for index, item in enumerate(context.in_order):
+        mean, log_scale = bias_of(item.out).tolist()
+        assert mean == pytest.approx(latents[:, index // 4].mean(), rel=1e-4)
+        assert math.exp(log_scale) * math.pi / math.sqrt(3) == pytest.approx(latents[:, index // 4].std(), rel=0.01)

@@ -1,0 +1,73 @@
+import io
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from rich.console import Console
+
+from service.bench import full_size, gpu
+from service.codec.codec import Codec
+from service.engine.engine import Engine
+from service.manifest import read_manifest
+from service.settings import Settings
+from tests.checkpoints.conftest import make_vae
+
+
+def small_unet() -> diffusers.UNet2DConditionModel:
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=full_size.WIDTH, attention_head_dim=2, layers_per_block=1,
+        block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_size, "vae", make_vae)
+    monkeypatch.setattr(full_size, "unet", small_unet)
+    monkeypatch.setattr(gpu, "SIDES", (64,))
+    monkeypatch.setattr(gpu, "CEILING_SIDE", {"cpu": 64})
+
+
+def test_operations_are_those_of_stable_diffusion() -> None:
+    """1.1, 0.8 and 2.5 TFLOP for 512x512; the full-size modules have 84 and 860 million parameters."""
+    costs = gpu.costs(512)
+    assert {name: round(cost.flops / 1e12, 1) for name, cost in costs.items()} == {"encode": 1.1, "U-Net step": 0.8, "decode": 2.5}
+    assert all(100 < cost.launches < 2000 for cost in costs.values())
+    with torch.device("meta"):
+        sizes = [sum(each.numel() for each in network.parameters()) for network in (full_size.vae(), full_size.unet())]
+    assert [round(size / 1e6) for size in sizes] == [84, 860]
+
+
+def test_it_runs_and_says_what_it_predicts(small: None) -> None:
+    out = Console(file=io.StringIO(), width=200)
+    gpu.main(Settings(device="cpu"), out)
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "TFLOP/s" in said and "predicted ms" in said
+    assert "times that; the GPU's times are predicted and were not measured" in said
+    for operation in ("encode", "U-Net step", "decode"):
+        assert operation in said
+
+
+def test_larger_batches_are_tried_while_they_pay(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(full_size.build(tmp_path / "model"), dtype="float32")
+    taken = {1: 1.0, 2: 1.2, 4: 2.0, 8: 4.1, 16: 1.0}
+    batches = iter(taken)
+    monkeypatch.setattr(gpu, "seconds", lambda call, device, repeats: taken[next(batches)])
+    assert gpu.best_batch(engine, 64, "decode", list(taken), 1) == (4, 2.0)
+
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(gpu, "seconds", full)
+    assert gpu.best_batch(engine, 64, "decode", [1, 2], 1) == (1, 0.0)
+
+
+def test_a_folder_of_random_weights_is_a_model(small: None, tmp_path: Path) -> None:
+    folder = full_size.build(tmp_path / "model", ([0.1] * 4, [0.2] * 4))
+    engine = Engine(folder, dtype="float32")
+    engine.check()
+    assert engine.manifest.latent_std == [0.2] * 4
+    assert Codec(folder, read_manifest(folder)).latent_shape(512, 512) == (4, 64, 64)
