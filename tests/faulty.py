@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 import service.pipeline
 from service.cli import app
 
@@ -17,9 +15,9 @@ def operations(engine: Any) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]
     made = real(engine)
 
     def encode(items: Sequence[Any]) -> Sequence[Any]:
-        if any((np.asarray(item) == 255).all() for item in items):
+        if any((pixels == 255).all() for pixels, _ in items):
             raise SystemExit("the driver is gone")
-        if any((np.asarray(item) == 128).all() for item in items):
+        if any((pixels == 128).all() for pixels, _ in items):
             time.sleep(GREY_S)
         return made["encode"](items)
 
