@@ -174,7 +174,7 @@ def main(settings: Settings, out: Console) -> None:
     rate = ceiling(device, dtype)
     out.print(
         f"Stable Diffusion 1.5, full size, random weights; {describe(device)}, {str(dtype).removeprefix('torch.')}; {machine()}; "
-        f"one matrix product: {rate / 1e12:.2f} TFLOP/s", highlight=False,
+        f"one matrix product, the ceiling: {rate / 1e12:.2f} TFLOP/s; predicted: an H200-class GPU, batch 1", highlight=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = full_size.build(Path(name))
@@ -183,8 +183,8 @@ def main(settings: Settings, out: Console) -> None:
         rendered: dict[str, float] = {}
         for side in SIDES if gpu else SIDES[:1]:
             table = Table(
-                "", "TFLOP", "launches", "batch 1, ms", "of the matrix product", "best batch", "pictures/s", "of the matrix product",
-                "H200-class GPU, batch 1, predicted ms", title=f"{side}x{side}",
+                "", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "best batch", "pictures/s", "of the ceiling",
+                "predicted ms", title=f"{side}x{side}",
             )  # fmt: skip
             rendered.clear()
             for operation, cost in costs(side).items():

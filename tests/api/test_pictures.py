@@ -320,7 +320,7 @@ Image.fromarray(make_picture(9, 9)).save(GIF, "GIF", save_all=True, append_image
         ("?method=jpeg", PHOTO, 400, "bad-parameter"),
         ("?method=palette&quality=5", PHOTO, 400, "bad-parameter"),
         ("?method=palette&dither=1", PHOTO, 400, "bad-parameter"),
-        ("?method=palette&max_bytes=1000", PHOTO, 422, "size-unreachable"),
+        ("?method=palette&max_bytes=99", PHOTO, 422, "size-unreachable"),
         ("?dither=yes", PHOTO, 400, "bad-parameter"),
         ("?lane=fast", PHOTO, 400, "bad-parameter"),
     ],

@@ -45,7 +45,7 @@ def test_it_runs_and_says_what_it_predicts(small: None) -> None:
     out = Console(file=io.StringIO(), width=200)
     gpu.main(Settings(device="cpu"), out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
-    assert "TFLOP/s" in said and "predicted ms" in said
+    assert "TFLOP/s; predicted: an H200" in said and "predicted ms" in said
     assert "times that; the GPU's times are predicted and were not measured" in said
     for operation in ("encode", "U-Net step", "decode"):
         assert operation in said
