@@ -166,11 +166,29 @@ async def _service(settings: Settings, pictures: int) -> dict[str, float]:
         return rates
 
 
+def _table(engine: Engine, side: int, rate: float) -> tuple[Table, dict[str, float]]:
+    """All operations on pictures of one side, and how long each takes alone."""
+    gpu = engine.device.type == "cuda"
+    table = Table(
+        "", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "best batch", "pictures/s", "of the ceiling", "predicted ms",
+        title=f"{side}x{side}",
+    )  # fmt: skip
+    taken = {}
+    for name, cost in costs(side).items():
+        taken[name] = seconds(operations(engine, side, 1)[name], engine.device, 20 if gpu else 2)
+        batch, best = best_batch(engine, side, name, BATCHES, 5) if gpu else (1, 1 / taken[name])
+        predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
+        table.add_row(
+            name, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{taken[name] * 1e3:,.1f}", f"{cost.flops / taken[name] / rate:.2f}",
+            str(batch), f"{best:,.2f}", f"{cost.flops * best / rate:.2f}", f"{predicted * 1e3:.1f}",
+        )  # fmt: skip
+    return table, taken
+
+
 def main(settings: Settings, out: Console) -> None:
     """Run and print."""
     device = pick_device(settings.device)
     dtype = pick_dtype(device, settings.dtype)
-    gpu = device.type == "cuda"
     rate = ceiling(device, dtype)
     out.print(
         f"Stable Diffusion 1.5, full size, random weights; {describe(device)}, {str(dtype).removeprefix('torch.')}; {machine()}; "
@@ -179,32 +197,17 @@ def main(settings: Settings, out: Console) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = full_size.build(Path(name))
         engine = Engine(folder, str(device), str(dtype).removeprefix("torch."))
-        engine.warming().__enter__()  # every shape here is one that a service would be warmed up with
-        rendered: dict[str, float] = {}
-        for side in SIDES if gpu else SIDES[:1]:
-            table = Table(
-                "", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "best batch", "pictures/s", "of the ceiling",
-                "predicted ms", title=f"{side}x{side}",
-            )  # fmt: skip
-            rendered.clear()
-            for operation, cost in costs(side).items():
-                alone = seconds(operations(engine, side, 1)[operation], device, 20 if gpu else 2)
-                batch, best = best_batch(engine, side, operation, BATCHES, 5) if gpu else (1, 1 / alone)
-                predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
-                rendered[operation] = alone
-                table.add_row(
-                    operation, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{alone * 1e3:,.1f}", f"{cost.flops / alone / rate:.2f}",
-                    str(batch), f"{best:,.2f}", f"{cost.flops * best / rate:.2f}", f"{predicted * 1e3:.1f}",
-                )  # fmt: skip
-            out.print(table)
-        ours = rendered["U-Net step"] + rendered["decode"]
-        if gpu:
+        with engine.warming():  # every shape here is one that a service would be warmed up with
+            for side in SIDES if device.type == "cuda" else SIDES[:1]:
+                table, taken = _table(engine, side, rate)
+                out.print(table)
+        if device.type == "cuda":
             out.print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB", highlight=False)
             del engine
             served = asyncio.run(_service(settings.model_copy(update={"model": folder, "store_url": "memory:///"}), SERVICE_PICTURES))
             out.print("the whole service, 512x512, pictures/s: " + ", ".join(f"{key} {value:.1f}" for key, value in served.items()))
         else:
-            plain = plain_seconds(SIDES[0])
+            ours, plain = taken["U-Net step"] + taken["decode"], plain_seconds(SIDES[0])
             out.print(
                 f"one render of 512x512 (a U-Net step and a decode): {ours:.2f} s, by plain diffusers in fp32 {plain:.2f} s, "
                 f"{plain / ours:.1f} times that; the GPU's times are predicted and were not measured", highlight=False,
