@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile for the sizes that are warmed up at the start; auto: on a GPU.  The start takes minutes longer."
+        "auto",
+        description="torch.compile for the sizes that are warmed up at the start; auto: of a large model on a GPU.  The start takes minutes longer.",
     )
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0)

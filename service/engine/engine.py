@@ -35,6 +35,9 @@ Steps = int | Literal["article"]
 DECODER_VERSION = 2
 """raised when the same latent comes to give other pixels; part of every render's validator"""
 
+LARGE = 100_000_000
+"""parameters from which compiling is worth the minutes it adds to the start"""
+
 Result = TypeVar("Result")
 
 
@@ -45,7 +48,7 @@ class Engine:
         folder: diffusers layout plus ``sdc.json``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        compiled: whether the shapes that are run inside ``warming`` are compiled; None: on a GPU they are.
+        compiled: whether the shapes that are run inside ``warming`` are compiled; None: those of a large model on a GPU.
         backend: of the compiler.
     """
 
@@ -57,7 +60,9 @@ class Engine:
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, dtype)
         self._networks = Networks(folder, self.device, self.dtype)
-        self._buckets = Buckets(backend) if (self.device.type == "cuda" if compiled is None else compiled) else None
+        if compiled is None:
+            compiled = self.device.type == "cuda" and self._networks.parameters > LARGE
+        self._buckets = Buckets(backend) if compiled else None
         if self._buckets is not None:
             self._networks.compile(self._buckets)
         self._exact: Networks | None = None
