@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile for the sizes that are warmed up at the start; auto: of large models on a GPU.  Adds minutes to the start.",
+        description="torch.compile for the sizes warmed up at the start, minutes longer; auto: of large models on a GPU.",
     )
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0)
