@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -19,7 +20,6 @@ from service.engine.network import EMPTY_PROMPT
 
 CHANNELS, DOWNSCALE, TOKENS, WIDTH = 4, 8, 77, 768
 SEED = 0
-SCALING = 0.18215
 
 
 def vae() -> diffusers.AutoencoderKL:
@@ -40,28 +40,29 @@ def unet() -> diffusers.UNet2DConditionModel:
     )  # fmt: skip
 
 
-def build(folder: Path, statistics: tuple[list[float], list[float]] | None = None, whole: bool = True) -> Path:
+def manifest(mean: list[float], deviation: list[float]) -> dict[str, Any]:
+    """The contents of ``sdc.json``, for a latent with these statistics, channel by channel."""
+    return {
+        "name": "random-sd15", "version": "1", "patch_factor": 1, "downscale": DOWNSCALE, "latent_channels": CHANNELS,
+        "latent_mean": mean, "latent_std": deviation, "rate_points": {"quality_0": 192, "quality_100": 64},
+        "tiling": {"untiled_pixels": 1 << 20, "side": 512, "margin": 128},
+    }  # fmt: skip
+
+
+def build(folder: Path, statistics: tuple[list[float], list[float]] | None = None) -> Path:
     """Write a model folder in bf16.
 
     Args:
         folder: made if missing.
         statistics: mean and standard deviation of the latent, channel by channel.
-        whole: with the U-Net; without it the folder serves encoding alone.
     """
     vae().to(torch.bfloat16).save_pretrained(folder / "vae")
+    unet().to(torch.bfloat16).save_pretrained(folder / "unet")
+    save_file({"embedding": torch.randn(1, TOKENS, WIDTH)}, folder / EMPTY_PROMPT)
     diffusers.PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
     ).save_pretrained(folder / "scheduler")
-    if whole:
-        unet().to(torch.bfloat16).save_pretrained(folder / "unet")
-        save_file({"embedding": torch.randn(1, TOKENS, WIDTH)}, folder / EMPTY_PROMPT)
-    mean, deviation = statistics or ([0.0] * CHANNELS, [1.0] * CHANNELS)
-    manifest = {
-        "name": "random-sd15", "version": "1", "patch_factor": 1, "downscale": DOWNSCALE, "latent_channels": CHANNELS,
-        "latent_mean": mean, "latent_std": deviation, "rate_points": {"quality_0": 192, "quality_100": 64},
-        "tiling": {"untiled_pixels": 1 << 20, "side": 512, "margin": 128},
-    }  # fmt: skip
-    (folder / "sdc.json").write_text(json.dumps(manifest))
+    (folder / "sdc.json").write_text(json.dumps(manifest(*(statistics or ([0.0] * CHANNELS, [1.0] * CHANNELS)))))
     return folder
 
 

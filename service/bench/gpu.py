@@ -144,7 +144,7 @@ def plain_seconds(side: int) -> float:
     def render() -> object:
         with torch.no_grad():
             noise = unet(latent, torch.tensor(22), encoder_hidden_states=prompt).sample
-            return vae.decode((latent - 0.1 * noise) / full_size.SCALING).sample
+            return vae.decode((latent - 0.1 * noise) / vae.config.scaling_factor).sample
 
     return seconds(render, torch.device("cpu"), 1)
 

@@ -30,13 +30,7 @@ def of_random_weights(pictures: Sequence[npt.NDArray[np.uint8]]) -> tuple[Codec,
     raw = [full_size.latents(network, padded(pixels, full_size.DOWNSCALE)[None])[0] for pixels in pictures]
     everything = np.concatenate([latent.reshape(full_size.CHANNELS, -1) for latent in raw], 1)
     mean, deviation = everything.mean(1)[:, None, None], everything.std(1)[:, None, None]
-    manifest = Manifest.model_validate(
-        {
-            "name": "random-sd15", "version": "1", "patch_factor": 1, "downscale": full_size.DOWNSCALE,
-            "latent_channels": full_size.CHANNELS, "latent_mean": mean.ravel().tolist(), "latent_std": deviation.ravel().tolist(),
-            "rate_points": {"quality_0": 192, "quality_100": 64},
-        }
-    )  # fmt: skip
+    manifest = Manifest.model_validate(full_size.manifest(mean.ravel().tolist(), deviation.ravel().tolist()))
     return Codec(Path(), manifest), [(latent - mean) / deviation for latent in raw]
 
 

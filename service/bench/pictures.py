@@ -11,10 +11,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.errors import BadParameter
-from service.imaging.opening import open_picture
+from service.imaging.opening import SUFFIXES, open_picture
 
 Plane = npt.NDArray[np.uint8]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 
 
 def load(folder: Path, crop: int, limit: int | None) -> dict[str, Plane]:

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter, SdcError
-from service.imaging.opening import open_picture
+from service.folders import written_whole
+from service.imaging.opening import SUFFIXES, open_picture
 from service.manifest import NAME, Manifest
 
 SIDE = 256
@@ -38,7 +38,6 @@ LARGEST = 1 << 27
 """pixels of a picture; larger ones are left out"""
 TOGETHER = 4
 PROFILE = "entropy.safetensors"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -125,15 +124,10 @@ def _write(folder: Path, manifest: Manifest, fitted: Fitted, target: Path) -> No
     told = manifest.model_dump() | {"name": target.name, "entropy": {"kind": "context", "file": PROFILE}}
     if fitted.rate_guess:
         told["rate_guess"] = fitted.rate_guess
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent)) / target.name
-    try:
+    with written_whole(target) as staged:
         shutil.copytree(folder, staged, copy_function=_link, ignore=shutil.ignore_patterns("sdc.json", PROFILE, "*.md"))
         save_file(fitted.tensors, staged / PROFILE)
         (staged / "sdc.json").write_text(json.dumps(told, indent=2) + "\n")
-        staged.rename(target)
-    finally:
-        shutil.rmtree(staged.parent, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

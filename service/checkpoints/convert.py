@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from service.checkpoints import hub
-from service.engine.network import AUTOENCODERS, EMPTY_PROMPT, FAST_DECODER, UNETS
+from service.engine.network import AUTOENCODERS, EMPTY_PROMPT, FAST_DECODER, UNETS, load_weights, network_class
 from service.errors import BadModel
 from service.manifest import Source
 
@@ -106,20 +106,7 @@ def empty_prompt(checkpoint: Path) -> torch.Tensor:
 
 
 def _network(folder: Path, classes: dict[str, Any]) -> Any:
-    config = folder / "config.json"
-    try:
-        cls = classes[json.loads(config.read_text())["_class_name"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
-    try:
-        network, told = cls.from_pretrained(
-            folder, torch_dtype=torch.float16, use_safetensors=True, local_files_only=True, output_loading_info=True, **_variant(folder)
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadModel(f"{folder} cannot be loaded: {error}") from error
-    if told["missing_keys"]:
-        raise BadModel(f"{folder} is incomplete: {len(told['missing_keys'])} tensors are missing, {told['missing_keys'][0]} the first")
-    return network
+    return load_weights(network_class(folder, classes), folder, torch.float16, **_variant(folder))
 
 
 def _variant(folder: Path) -> dict[str, Any]:
@@ -154,8 +141,7 @@ def _version(source: Source | None, out: Path, swapped: bool, fast: bool) -> str
         digest = hashlib.sha256()
         for path in sorted(out.rglob("*.safetensors")):
             with path.open("rb") as content:
-                while block := content.read(hub.BLOCK):
-                    digest.update(block)
+                hashlib.file_digest(content, lambda: digest)
         revision = digest.hexdigest()[:12]
     return revision + ("-d" if swapped else "") + ("-fast" if fast else "")
 

@@ -19,12 +19,11 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
 
 from service.checkpoints.known import Repository
+from service.engine.network import PICKLED
 from service.errors import BadModel
 
 VARIANTS = ("fp16", "")
 """of weights, the one wanted most first: half the bytes, and no worse in bf16"""
-PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,4 @@ def _is_sound(path: Path, size: int, checksum: str) -> bool:
         return False
     digest = hashlib.sha256() if len(checksum) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as content:
-        while block := content.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest() == checksum
+        return hashlib.file_digest(content, lambda: digest).hexdigest() == checksum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from service.checkpoints import convert, hub
 from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
 from service.errors import BadModel
+from service.folders import written_whole
 from service.manifest import NAME, Manifest, Source, read_manifest
 from service.settings import BUNDLED_MODEL
 
@@ -78,13 +78,12 @@ def pull(
     local = Path(wanted).is_dir() and wanted not in KNOWN
     if not local and wanted not in KNOWN and not HUB_NAME.fullmatch(wanted):
         raise BadModel(f"'{wanted}' is no known model ({', '.join(KNOWN)}), no OWNER/NAME and no folder")
-    name = name or _name_from(wanted)
+    name = name or Path(wanted).name.lower()
     if not NAME.fullmatch(name):
         raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
     target = models / name
     if target.exists() or (BUNDLED_MODEL.parent / name).exists():
         raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
-    models.mkdir(parents=True, exist_ok=True)
     cache = models / CACHE
     known = KNOWN.get(wanted) or Checkpoint(Repository(wanted, "main"))
     source = None
@@ -96,21 +95,14 @@ def pull(
         told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
         source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
         checkpoint = hub.fetch(listing, _needed(listing), cache, told)
-    parts = {"decoder": None if decoder == "none" else decoder or known.decoder, "fast": TAESD if fast else None}
-    others = {part: None if place is None else _auto_encoder(place, cache, told) for part, place in parts.items()}
-    staged = Path(tempfile.mkdtemp(prefix=".partial-", dir=models)) / name
-    try:
+    better = None if decoder == "none" else decoder or known.decoder
+    better_folder = None if better is None else _auto_encoder(better, cache, told)
+    fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
+    with written_whole(target) as staged:
         told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
-        convert.convert(checkpoint, staged, name, source=source, decoder=others["decoder"], fast=others["fast"])
-        staged.rename(target)
-    finally:
-        shutil.rmtree(staged.parent, ignore_errors=True)
+        convert.convert(checkpoint, staged, name, source=source, decoder=better_folder, fast=fast_folder)
     shutil.rmtree(cache, ignore_errors=True)
     return target
-
-
-def _name_from(wanted: str) -> str:
-    return Path(wanted).name.lower()
 
 
 def _needed(listing: hub.Listing) -> list[str]:

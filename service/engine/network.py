@@ -38,27 +38,36 @@ SEED = 0
 """of the article's sample"""
 
 
-def _load(folder: Path, part: str, classes: dict[str, Any], dtype: torch.dtype) -> Any:
-    """``from_pretrained`` with the class the part's own configuration names; raises BadModel."""
-    config = folder / part / "config.json"
+def network_class(folder: Path, classes: dict[str, Any]) -> Any:
+    """The class that a part's own configuration names; raises BadModel for any but ``classes``."""
+    config = folder / "config.json"
     try:
-        name = json.loads(config.read_text())["_class_name"]
-        cls = classes[name]
+        return classes[json.loads(config.read_text())["_class_name"]]
     except (OSError, ValueError, KeyError) as error:
         raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
-    if not any((folder / part).glob("*.safetensors")) and any(path.suffix in PICKLED for path in (folder / part).iterdir()):
-        raise BadModel(f"{folder / part} holds pickled weights only, which can run code when they are loaded: bring them as safetensors")
+
+
+def load_weights(cls: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """``from_pretrained``, safetensors only, with ``options`` of its own; raises BadModel unless every tensor is there and fits."""
     try:
         network, told = cls.from_pretrained(
-            folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
-            output_loading_info=True,
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+            output_loading_info=True, **options,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise BadModel(f"{folder / part} cannot be loaded: {error}") from error
+        raise BadModel(f"{folder} cannot be loaded: {error}") from error
     absent = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
     if absent:
-        raise BadModel(f"{folder / part} is incomplete: {len(absent)} tensors are missing or of another shape, {absent[0]} the first")
+        raise BadModel(f"{folder} is incomplete: {len(absent)} tensors are missing or of another shape, {absent[0]} the first")
     return network
+
+
+def _load(folder: Path, classes: dict[str, Any], dtype: torch.dtype) -> Any:
+    """One part of a model folder; raises BadModel."""
+    cls = network_class(folder, classes)
+    if not any(folder.glob("*.safetensors")) and any(path.suffix in PICKLED for path in folder.iterdir()):
+        raise BadModel(f"{folder} holds pickled weights only, which can run code when they are loaded: bring them as safetensors")
+    return load_weights(cls, folder, dtype)
 
 
 class Networks:
@@ -68,11 +77,11 @@ class Networks:
         self.dtype = dtype
         # fp16 ends at 65,504, and activations of Stable Diffusion's auto-encoders go beyond: bf16 has the range, fp16 has not
         self.vae_dtype = torch.float32 if dtype is torch.float16 else dtype
-        self._vae = _load(folder, "vae", AUTOENCODERS, self.vae_dtype)
-        self._unet = _load(folder, "unet", UNETS, dtype)
+        self._vae = _load(folder / "vae", AUTOENCODERS, self.vae_dtype)
+        self._unet = _load(folder / "unet", UNETS, dtype)
         self.fast = (folder / FAST_DECODER).is_dir()
         """whether another, smaller auto-encoder decodes"""
-        self._decoder = _load(folder, FAST_DECODER, AUTOENCODERS, self.vae_dtype) if self.fast else self._vae
+        self._decoder = _load(folder / FAST_DECODER, AUTOENCODERS, self.vae_dtype) if self.fast else self._vae
         self.fast_scaling = float(getattr(self._decoder.config, "scaling_factor", None) or 1)
         """divides a normalised latent for the smaller one"""
         networks = {id(network): network for network in (self._vae, self._unet, self._decoder)}.values()

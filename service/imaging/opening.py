@@ -18,6 +18,8 @@ from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
 """Pillow's names of the formats that are read"""
 ACCEPTED_TYPES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
+"""of the files in a folder that are taken for photographs; whether they are is decided by their bytes"""
 
 # Pillow's own limit only warns below twice its value; ours is checked before any decoding.
 Image.MAX_IMAGE_PIXELS = None

@@ -1,7 +1,6 @@
 import io
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from rich.console import Console
@@ -11,22 +10,13 @@ from service.codec.codec import Codec
 from service.engine.engine import Engine
 from service.manifest import read_manifest
 from service.settings import Settings
-from tests.checkpoints.conftest import make_vae
-
-
-def small_unet() -> diffusers.UNet2DConditionModel:
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=full_size.WIDTH, attention_head_dim=2, layers_per_block=1,
-        block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+from tests.checkpoints.conftest import make_unet, make_vae
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size, "vae", make_vae)
-    monkeypatch.setattr(full_size, "unet", small_unet)
+    monkeypatch.setattr(full_size, "unet", lambda: make_unet(width=full_size.WIDTH))
     monkeypatch.setattr(gpu, "SIDES", (64,))
     monkeypatch.setattr(gpu, "CEILING_SIDE", {"cpu": 64})
 

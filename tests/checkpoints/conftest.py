@@ -33,16 +33,20 @@ def make_vae(seed: int = 0) -> diffusers.AutoencoderKL:
     )  # fmt: skip
 
 
+def make_unet(in_channels: int = 4, width: int = 16) -> diffusers.UNet2DConditionModel:
+    """``width``: of the prompt's embedding."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=in_channels, out_channels=4, cross_attention_dim=width, attention_head_dim=2, layers_per_block=1,
+        block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+
+
 def make_checkpoint(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4, variant: str | None = "fp16") -> Path:
     """Stable Diffusion's folder as diffusers lays it out, everything small."""
     named = {"variant": variant} if variant else {}
     make_vae().half().save_pretrained(folder / "vae", **named)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=in_channels, out_channels=4, cross_attention_dim=16, attention_head_dim=2, layers_per_block=1,
-        block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    unet.half().save_pretrained(folder / "unet", **named)
+    make_unet(in_channels).half().save_pretrained(folder / "unet", **named)
     diffusers.PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
