@@ -18,7 +18,7 @@ from service.bench.serving import Server, free_port, serving
 from tests.conftest import make_picture, png, until
 
 pytestmark = pytest.mark.system
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 WEBP = {"accept": "image/avif;q=0.5,image/webp,*/*;q=0.8"}
 OLD = {"accept": "*/*"}
 
