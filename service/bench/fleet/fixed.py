@@ -1,7 +1,7 @@
 """`sdc serve` whose device does nothing but take its time: HTTP, door, admission, rows, batches, codec and store are the real ones.
 
-``FIXED_S`` in the environment: ``{"encode": [0.3, 0.15], "render": [0.3, 0.15]}``, seconds for the first item of a batch and for each further
-one, padding included.
+``FIXED_S`` in the environment: ``{"encode": [0.3, 0.15], "render": [0.3, 0.15]}``, seconds for the first item of a batch and for each
+further one, padding included.
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def operations(engine: Engine) -> dict[str, Operation]:
 
 
 if __name__ == "__main__":
-    service.pipeline.device_operations = operations  # type: ignore[assignment]
+    service.pipeline.device_operations = operations
     app()
