@@ -123,12 +123,8 @@ def test_what_cannot_be_read_takes_no_replica_away_and_then_falls_back() -> None
 
 
 def test_a_schedule_says_its_replicas_between_start_and_end() -> None:
-    given = {
-        "name": "sale",
-        "type": "cron",
-        "metadata": {"timezone": "UTC", "start": "45 17 * * *", "end": "0 19 * * *", "desiredReplicas": "9"},
-    }
-    cron = Trigger.model_validate(given)
+    schedule = {"timezone": "UTC", "start": "45 17 * * *", "end": "0 19 * * *", "desiredReplicas": "9"}
+    cron = Trigger.model_validate({"name": "sale", "type": "cron", "metadata": schedule})
     at = [cron.scheduled(3600 * hour) for hour in (17.74, 17.75, 18.99, 19)]
     assert at == [1, 9, 9, 1]
     night = Trigger.model_validate({"name": "night", "type": "cron", "metadata": {**schedule, "start": "0 23 * * *", "end": "0 2 * * *"}})

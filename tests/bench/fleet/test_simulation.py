@@ -83,10 +83,10 @@ def rules(**given: object) -> ScaledObject:
 
 
 def evening(seed: int = 1, sale: float = 3.0) -> Day:
-    return Day(12, 0.1, Sale(factor=sale, lasts_s=300, ebb_s=300), seed)
+    return Day(5, 0.1, Sale(factor=sale, lasts_s=300, ebb_s=300), seed)
 
 
-MATERIAL = measured(picture("compress", 0.06), picture("render", 0.09, aside_s=0.01))
+MATERIAL = measured(picture("compress", 0.15), picture("render", 0.22, aside_s=0.02))
 
 
 def part(fleet: Fleet, day: Day, begins: float, ends: float) -> Told:
@@ -117,17 +117,16 @@ def test_the_same_seed_is_the_same_day() -> None:
 
 
 def test_a_sale_brings_replicas_that_are_ready_later_and_go_slowly() -> None:
-    day, begins = evening(), 17.8 * 3600
-    told = part(Fleet(MATERIAL, CPU, Surroundings(40), rules(), 2, begins=begins), day, begins, begins + 3000)
+    day, begins = evening(), 17.9 * 3600
+    told = part(Fleet(MATERIAL, CPU, Surroundings(40), rules(), 2, begins=begins), day, begins, begins + 1800)
     assert day.sale is not None
     before = [ready for moment, _, ready in told.replicas if moment < day.sale.begins_s]
     most = max(ready for _, _, ready in told.replicas)
     assert most > 1.5 * max(before)
-    wished = next(moment for moment, wish, _ in told.replicas if moment > day.sale.begins_s and wish > max(before))
-    ready = next(moment for moment, _, many in told.replicas if moment > day.sale.begins_s and many > max(before))
-    assert ready == pytest.approx(wished + 40, abs=1)
+    for moment, _, ready in told.replicas:
+        assert ready <= max([2, *(wish for at, wish, _ in told.replicas if at <= moment - 40)])
     assert told.replicas[-1][1] < most
-    assert told.replica_s > 2 * 3000
+    assert told.replica_s > 2 * 1800
 
 
 def test_without_replicas_everybody_is_refused() -> None:
