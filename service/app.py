@@ -25,6 +25,7 @@ from service.errors import SdcError
 from service.pipeline import open_pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+from service.storage.leases import Leases
 from service.storage.objects import open_store
 from service.storage.renders import RenderCache
 from service.telemetry import metrics
@@ -53,15 +54,17 @@ def create_app(settings: Settings) -> FastAPI:
                 store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes, settings.render_memory_bytes)
                 await store.check()
                 await cache.open()
+                leases = Leases(objects, settings.lease_s if settings.render_cache_bytes else 0)
+                stack.push_async_callback(leases.close)
                 stack.push_async_callback(cache.close)
                 pipeline = await stack.enter_async_context(open_pipeline(settings))
             except SdcError as error:
-                log.error("start failed", kind=error.kind, detail=error.detail)
+                log.error("start failed", kind=error.kind, detail=error.detail, cause=str(error.__cause__).partition("\n")[0])
                 raise
             except Exception:
                 log.exception("start failed")
                 raise
-            app.state.services = Services(pipeline, store, cache, settings, variants, access)
+            app.state.services = Services(pipeline, store, cache, leases, settings, variants, access)
             pipeline.batcher.on_death = device_died
             manifest = pipeline.engine.manifest
             metrics.BUILD_INFO.labels(

@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     render_cache_bytes: int = Field(
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
     )
+    lease_s: float = Field(
+        10.0,
+        ge=0,
+        description="Of replicas that want the same render: how long they wait for the one that makes it.  0: each makes its own.",
+    )
     render_memory_bytes: int = Field(64 << 20, ge=0, description="Of the pictures used last, kept in memory too; 0: none.")
     admin_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
         None, description="Bearer token that allows DELETE; without one DELETE is 403."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.api.delivery import EMBEDDABLE, HIT, Grant, without_work
+from service.api.delivery import EMBEDDABLE, HIT, Grant, Wanted, without_work
 from service.api.negotiation import BLOB_TYPE, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
 from service.api.services import (
@@ -15,6 +16,7 @@ from service.api.services import (
     Deadline,
     InjectedServices,
     Services,
+    Shown,
     disposition,
     needs,
     off_loop_if_large,
@@ -23,9 +25,11 @@ from service.api.services import (
     server_timing,
     tagged,
 )
+from service.batching.refusals import missed
 from service.imaging.writing import FORMATS
-from service.pipeline import CompressOptions, Rendered, RenderOptions
+from service.pipeline import CompressOptions, RenderOptions
 from service.storage.blobs import ID_PATTERN
+from service.storage.leases import Lease
 
 router = APIRouter(dependencies=STRICT)
 
@@ -137,13 +141,34 @@ async def _fetched_or_made(request: Request, services: Services, deadline: float
     if not joined:
         services.pipeline.refuse_hopeless("render", deadline)
 
-    async def make() -> Rendered:
+    shown = await services.renders.run(wanted.name, lambda: _made_once(services, wanted, deadline))
+    require_in_time(deadline)
+    collapsed = joined or shown.elsewhere
+    headers = {"Cache-Status": f"{MISS}; collapsed" if collapsed else MISS, "Server-Timing": server_timing(shown.seconds)}
+    return grant.reply(shown.content, facts, **headers)
+
+
+async def _made_once(services: Services, wanted: Wanted, deadline: float) -> Shown:
+    """A picture, by this replica or, where another is at it already, by that one."""
+    blob_id, started = wanted.address.blob_id, time.perf_counter()
+    while True:
+        try:
+            lease = await services.leases.take(blob_id, wanted.name, deadline)
+        except TimeoutError:
+            raise missed("another replica was making this picture and the deadline passed") from None
+        if lease is not None:
+            return await _made_here(services, wanted, lease, deadline)
+        kept = await services.cache.read(blob_id, wanted.name)
+        if kept is not None:
+            return Shown(kept, {"lease": time.perf_counter() - started}, elsewhere=True)
+
+
+async def _made_here(services: Services, wanted: Wanted, lease: Lease, deadline: float) -> Shown:
+    blob_id, written = wanted.address.blob_id, None
+    try:
         rendered = await services.pipeline.render(await services.read(blob_id), wanted.options, deadline)
         if await services.blobs.look(blob_id) is not None:  # not deleted meanwhile
-            services.cache.keep(blob_id, wanted.name, rendered.content)
-        return rendered
-
-    rendered = await services.renders.run(wanted.name, make)
-    require_in_time(deadline)
-    headers = {"Cache-Status": f"{MISS}; collapsed" if joined else MISS, "Server-Timing": server_timing(rendered.seconds)}
-    return grant.reply(rendered.content, facts, **headers)
+            written = services.cache.keep(blob_id, wanted.name, rendered.content)
+    finally:
+        services.leases.release_after(lease, written)
+    return Shown(rendered.content, rendered.seconds, elsewhere=False)

@@ -21,9 +21,10 @@ from service.batching.shared import SharedRuns
 from service.codec.container import Blob
 from service.codec.methods import METHODS
 from service.errors import BadParameter, Gone, NotFound
-from service.pipeline import Compressed, Pipeline, Rendered
+from service.pipeline import Compressed, Pipeline
 from service.settings import Scope, Settings
 from service.storage.blobs import BlobStore, Facts
+from service.storage.leases import Leases
 from service.storage.renders import RenderCache
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
@@ -37,16 +38,28 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A rendered picture."""
+
+    content: bytes
+    seconds: dict[str, float]
+    """by stage"""
+    elsewhere: bool
+    """made by another replica"""
+
+
+@dataclass(frozen=True)
 class Services:
     pipeline: Pipeline
     blobs: BlobStore
     cache: RenderCache
+    leases: Leases
     settings: Settings
     variants: Variants
     access: Access
     compressions: SharedRuns[Compressed] = field(default_factory=SharedRuns)
     """by id"""
-    renders: SharedRuns[Rendered] = field(default_factory=SharedRuns)
+    renders: SharedRuns[Shown] = field(default_factory=SharedRuns)
     """by variant"""
 
     def info(self, blob_id: str, blob: Blob, size: int, facts: Facts) -> BlobInfo:

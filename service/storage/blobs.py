@@ -39,6 +39,11 @@ class BlobStore:
         self._changes = 0
         """of what was seen: an answer on its way meanwhile may be out of date"""
 
+    @property
+    def first_write_wins(self) -> bool:
+        """Whether the store itself sees to it that of two writers one is told that it was too late."""
+        return self._objects.first_write_wins
+
     async def create(self, blob_id: str, blob: bytes, facts: Facts) -> bool:
         """Store a blob unless the id is taken; returns whether this call stored it.  Never visible in part.
 
@@ -87,12 +92,20 @@ class BlobStore:
         return facts if until > self._clock() else None
 
     async def look(self, blob_id: str) -> Facts | None:
-        """The facts of a blob, asked for where it was not seen lately; None when there is no blob."""
+        """The facts of a blob, asked for where it was not seen lately; None when there is no blob.
+
+        While the store fails, a blob that was ever seen is taken to be there still.
+        """
         seen = self.seen(blob_id)
         if seen is not None:
             return seen
         changes = self._changes
-        size, facts = await asyncio.gather(self.size(blob_id), self.facts(blob_id))
+        try:
+            size, facts = await asyncio.gather(self.size(blob_id), self.facts(blob_id))
+        except StoreUnavailable:
+            if blob_id not in self._seen:
+                raise
+            return self._seen[blob_id][1]
         found = facts if size is not None else None
         if found is not None and changes == self._changes:
             self._seen[blob_id] = self._clock() + SEEN_S, found
@@ -120,8 +133,8 @@ class BlobStore:
         self._seen.pop(blob_id, None)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable unless the store answers."""
-        await self._objects.read("deleted/probe")
+        """Raise StoreUnavailable unless the store takes, keeps and gives; learns whether it has conditional puts."""
+        await self._objects.probe()
 
 
 def check_id(blob_id: str) -> str:

@@ -1,5 +1,8 @@
 """Named bytes on a folder, in memory or on any object store; failures in words of our own.
 
+Requests to an object store are made again by obstore itself, with jitter, while there is time.  One that does not answer for long is left
+alone for some seconds (``service.storage.breaker``); reading and writing apart, because a store that is full can still be read.
+
 obstore is called synchronously, on threads: its asynchronous calls finish on threads of their own, and one that is still at it when a
 short-lived process ends aborts the process (seen in 1 of 10 runs; pyo3-async-runtimes issue 40).
 """
@@ -7,19 +10,39 @@ short-lived process ends aborts the process (seen in 1 of 10 runs; pyo3-async-ru
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+import structlog
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from service.errors import StoreTooSlow, StoreUnavailable
+from service.storage.breaker import Breaker
+from service.telemetry import metrics
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 CONCURRENT_CALLS = 16
+RETRIES = 3
+PLAIN_HTTP = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP", "AZURE_STORAGE_ENDPOINT", "AZURE_ALLOW_HTTP")
+"""variables of obstore by which somebody says that the store is to be asked without TLS: an address of http, or the permission"""
+
+Operation = Literal["create", "write", "read", "size", "delete", "list"]
+Access = Literal["read", "write"]
+ACCESS: dict[Operation, Access] = {
+    "create": "write", "write": "write", "delete": "write", "read": "read", "size": "read", "list": "read",
+}  # fmt: skip
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -32,43 +55,98 @@ class Objects:
         self._store = store
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="store")
+        self._breakers: dict[Access, Breaker] = {}
+        if not self.ours:  # a disk that fails, fails at once: nothing is saved by not asking it
+            self._breakers = {access: Breaker(metrics.STORE_OPEN.labels(access=access).set) for access in ("read", "write")}
+        self.first_write_wins = True
+        """whether the store itself sees to it; until ``probe`` has tried, it is taken to"""
 
     @property
     def ours(self) -> bool:
         """Whether the place is this machine's, so that nobody else tidies it up."""
         return isinstance(self._store, (LocalStore, MemoryStore))
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether the store has not answered for so long that it is hardly asked any more."""
+        return any(breaker.open for breaker in self._breakers.values())
+
+    async def probe(self) -> None:
+        """Try what the service relies on, with an object that is taken away again: write, first write wins, read, delete.
+
+        Some servers ignore the condition of a conditional put and some refuse it (rclone and Swift's S3, for two).  There, ``create``
+        looks, writes and looks again; of two writers at the same moment the last one stays.
+        """
+        path = f"probe/{uuid.uuid4().hex}"
+        try:
+            await self._create(path, b"first")
+            self.first_write_wins = not await self._create(path, b"second")
+        except StoreTooSlow:
+            raise
+        except StoreUnavailable:  # refused, or nothing at all can be written: then this tells
+            await self.write(path, b"first")
+            self.first_write_wins = False
+        if await self.read(path) not in (b"first", b"second"):
+            raise StoreUnavailable("the store does not give back what was written a moment ago")
+        await self.delete(path)
+        if not self.first_write_wins:
+            structlog.get_logger().warning(
+                "the store has no conditional put",
+                consequence="of two replicas that store the same id at the same moment the last one stays",
+            )
+
     async def create(self, path: str, content: bytes) -> bool:
         """Write unless the path is taken; returns whether this call wrote it.  Never visible in part."""
+        if self.first_write_wins:
+            return await self._create(path, content)
+        if await self.size(path) is not None:
+            return False
         try:
-            await self._call(obstore.put, self._store, path, content, mode="create")
+            await self.write(path, content)
+        except StoreUnavailable:
+            # Swift confirms a write that another one overtook without an entity tag, which obstore takes for a failure
+            if await self.size(path) is None:
+                raise
+        return await self.read(path) == content
+
+    async def _create(self, path: str, content: bytes) -> bool:
+        try:
+            await self._call("create", obstore.put, self._store, path, content, mode="create")
         except AlreadyExistsError:
             return False
         return True
 
     async def write(self, path: str, content: bytes) -> None:
         """Write or overwrite.  Never visible in part."""
-        await self._call(obstore.put, self._store, path, content)
+        await self._call("write", obstore.put, self._store, path, content)
 
     async def read(self, path: str) -> bytes | None:
         """The bytes, or None when there are none."""
         try:
-            return await self._call(lambda: bytes(obstore.get(self._store, path).bytes()))
+            return await self._call("read", lambda: bytes(obstore.get(self._store, path).bytes()))
         except FileNotFoundError:
             return None
 
     async def size(self, path: str) -> int | None:
         """Length without reading, or None when there is nothing."""
+        meta = await self._meta(path)
+        return None if meta is None else int(meta["size"])
+
+    async def age_s(self, path: str) -> float | None:
+        """Seconds since it was written, by the store's clock and this machine's, or None when there is nothing."""
+        meta = await self._meta(path)
+        return None if meta is None else time.time() - meta["last_modified"].timestamp()
+
+    async def _meta(self, path: str) -> ObjectMeta | None:
         try:
-            meta = await self._call(obstore.head, self._store, path)
+            return await self._call("size", obstore.head, self._store, path)
         except FileNotFoundError:
             return None
-        return int(meta["size"])
 
     async def delete(self, path: str) -> None:
         """Delete; nothing happens where there is nothing."""
         try:
-            await self._call(obstore.delete, self._store, path)
+            await self._call("delete", obstore.delete, self._store, path)
         except FileNotFoundError:
             pass
 
@@ -79,16 +157,30 @@ class Objects:
             found = [each for part in obstore.list(self._store, prefix=prefix) for each in part]
             return [(each["path"], int(each["size"])) for each in sorted(found, key=lambda each: each["last_modified"])]
 
-        return await self._call(listed)
+        return await self._call("list", listed)
 
-    async def _call(self, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    async def _call(
+        self, operation: Operation, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Result:
+        breaker = self._breakers.get(ACCESS[operation])
+        guarded: AbstractContextManager[None] = nullcontext() if breaker is None else breaker.trying()
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+            with guarded, metrics.STORE_SECONDS.labels(op=operation).time():
+                running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+                return await self._answer(running)
+        except StoreUnavailable:
+            metrics.STORE_ERRORS.labels(op=operation).inc()
+            raise
+
+    async def _answer(self, running: asyncio.Future[Result]) -> Result:
+        try:
             return await asyncio.wait_for(running, self._timeout_s)
         except (FileNotFoundError, AlreadyExistsError):
             raise
         except TimeoutError as error:
             raise StoreTooSlow(f"the store did not answer within {self._timeout_s:g} s") from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise StoreUnavailable("the store refused this service's credentials: its own words are in the service's log") from error
         except (OSError, BaseError) as error:
             raise StoreUnavailable("the store failed: its own words are in the service's log") from error
 
@@ -103,9 +195,25 @@ def open_store(url: str, timeout_s: float = 10.0) -> Objects:
             return Objects(LocalStore(folder), timeout_s)
         if parts.scheme == "memory":
             return Objects(MemoryStore(), timeout_s)
-        return Objects(from_url(url), timeout_s)
+        return Objects(_remote(url, timeout_s), timeout_s)
     except (OSError, ValueError, BaseError) as error:
         raise StoreUnavailable(f"the store {parts.scheme}:// cannot be opened: {_first_line(error)}") from error
+
+
+def _remote(url: str, timeout_s: float) -> ObjectStore:
+    """A request that hangs is cut in time for another try, and nothing is tried when nobody waits any more."""
+    part = timedelta(seconds=timeout_s / 2)
+    # these options replace the environment's, so what an endpoint without TLS needs is said again
+    plain = any(os.environ.get(name, "").lower().startswith(("http://", "true")) for name in PLAIN_HTTP)
+    return from_url(
+        url,
+        client_options={"connect_timeout": part, "timeout": part, "allow_http": plain},
+        retry_config={
+            "max_retries": RETRIES,
+            "retry_timeout": timedelta(seconds=timeout_s),
+            "backoff": {"init_backoff": timedelta(seconds=0.05), "max_backoff": timedelta(seconds=timeout_s / 4), "base": 2},
+        },
+    )
 
 
 def _first_line(error: Any) -> str:

@@ -62,7 +62,7 @@ class RenderCache:
     async def read(self, blob_id: str, variant: str) -> bytes | None:
         """The picture, or None."""
         path = _path(blob_id, variant)
-        if not self._max_bytes or (self._bounded and path not in self._sizes):
+        if not self._max_bytes:
             metrics.RENDER_CACHE.labels(result="miss").inc()
             return None
         try:
@@ -74,8 +74,8 @@ class RenderCache:
             self._forget(path)
         else:
             self._remember(path, content)
-            if path in self._sizes:
-                self._sizes.move_to_end(path)
+            if self._bounded:
+                self._note(path, len(content))  # used last; another process on the same folder may have made it
         metrics.RENDER_CACHE.labels(result="miss" if content is None else "hit").inc()
         return content
 
@@ -84,13 +84,15 @@ class RenderCache:
         path = _path(blob_id, variant)
         return len(self._memory[path]) if path in self._memory else self._sizes.get(path)
 
-    def keep(self, blob_id: str, variant: str, content: bytes) -> None:
-        """Remember, and write in the background: nobody waits for it."""
+    def keep(self, blob_id: str, variant: str, content: bytes) -> asyncio.Task[None] | None:
+        """Remember, and write in the background: the task that does, which nobody need wait for, or None where it is not to be written."""
         self._remember(_path(blob_id, variant), content)
-        if self._max_bytes and len(content) <= self._max_bytes:
-            task = asyncio.get_running_loop().create_task(self._write(_path(blob_id, variant), content))
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+        if not self._max_bytes or len(content) > self._max_bytes:
+            return None
+        task = asyncio.get_running_loop().create_task(self._write(_path(blob_id, variant), content))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
 
     async def forget(self, blob_id: str) -> None:
         """Delete every picture of a blob, those that are being written included.  Raises StoreUnavailable."""

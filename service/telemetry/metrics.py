@@ -25,6 +25,10 @@ NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because
 RENDER_CACHE = Counter("sdc_render_cache_total", "Rendered pictures looked for, thrown away, or lost to a failing store.", ["result"])
 RENDER_CACHE_BYTES = Gauge("sdc_render_cache_bytes", "Bytes of rendered pictures kept, where this process bounds them.")
 RENDER_CACHE_MEMORY_BYTES = Gauge("sdc_render_cache_memory_bytes", "Bytes of those of them that are kept in memory too.")
+STORE_SECONDS = Histogram("sdc_store_seconds", "Time of a call to the store, tries of it together.", ["op"], buckets=_SECONDS)
+STORE_ERRORS = Counter("sdc_store_errors_total", "Calls to the store that failed, or were not made because it had not answered.", ["op"])
+STORE_OPEN = Gauge("sdc_store_open", "1 while an object store that did not answer is left alone.", ["access"])
+LEASES = Counter("sdc_lease_total", "Renders that several replicas might have made at once.", ["result"])
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
 BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"])
 
@@ -32,3 +36,10 @@ REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-pa
 """of ``REJECTED``; docs/OPERATIONS.md says what each means"""
 for _reason in REASONS:
     REJECTED.labels(reason=_reason)  # there from the start, at 0: a query must not come back empty
+for _access in ("read", "write"):
+    STORE_OPEN.labels(access=_access)
+
+LEASE_RESULTS = ("taken", "awaited", "expired", "failed")
+"""of ``LEASES``"""
+for _result in LEASE_RESULTS:
+    LEASES.labels(result=_result)

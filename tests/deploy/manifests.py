@@ -52,9 +52,7 @@ def scaled_object() -> Document:
 
 
 def keda_triggers() -> list[Trigger]:
-    return [
-        Trigger(each["name"], each["metadata"]["query"], float(each["metadata"]["threshold"])) for each in scaled_object()["triggers"]
-    ]
+    return [Trigger(each["name"], each["metadata"]["query"], float(each["metadata"]["threshold"])) for each in scaled_object()["triggers"]]
 
 
 def hpa() -> Document:

@@ -26,7 +26,9 @@ def next_replicas(ready: int, values: dict[str, float]) -> int:
     behavior = scaled_object()["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     target = wanted(ready, values)
     changes = {
-        rule: [math.ceil(ready * each["value"] / 100) if each["type"] == "Percent" else each["value"] for each in behavior[rule]["policies"]]
+        rule: [
+            math.ceil(ready * each["value"] / 100) if each["type"] == "Percent" else each["value"] for each in behavior[rule]["policies"]
+        ]
         for rule in ("scaleUp", "scaleDown")
     }
     assert all(behavior[rule]["selectPolicy"] == "Max" for rule in changes)
@@ -58,7 +60,9 @@ FROM = (1, 3, 10)
         ("a hundred times too many", {"utilisation": 1.0, "queue-wait": 20, "rejections": refusing(0.99)}, (20, 20, 20), (5, 7, 20)),
     ],
 )
-def test_replicas_from_one_three_and_ten(what: str, values: dict[str, float], there_will_be: tuple[int, ...], soon: tuple[int, ...]) -> None:
+def test_replicas_from_one_three_and_ten(
+    what: str, values: dict[str, float], there_will_be: tuple[int, ...], soon: tuple[int, ...]
+) -> None:
     assert tuple(wanted(ready, IDLE | values) for ready in FROM) == there_will_be, what
     assert tuple(next_replicas(ready, IDLE | values) for ready in FROM) == soon, what
 

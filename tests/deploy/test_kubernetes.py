@@ -1,7 +1,7 @@
 """What `kubectl apply -k` would send: rendered, held against the schemas, and read for what must be so."""
 
 import json
-from copy import deepcopy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,38 +62,30 @@ def test_every_folder_is_one_that_is_tested() -> None:
     assert components == {"hpa", "keda", "monitoring"}
 
 
+FREE = ("matchLabels", "labels", "data", "limits", "requests", "metadata")
+"""where the words are the user's own: labels, settings, resources, and the parameters of a KEDA trigger"""
+
+
+def misspelt(document: Any) -> Iterator[Any]:
+    """Copies, each with a word that no schema knows in one of its objects."""
+    if isinstance(document, dict):
+        yield {**document, "misspelt": {}}
+    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+        if key not in FREE and isinstance(value, (dict, list)):
+            for wrong in misspelt(value):
+                copy = document.copy()
+                copy[key] = wrong
+                yield copy
+
+
 def test_the_schemas_notice_a_misspelt_word() -> None:
-    """In every object of every document."""
-
-    def misspelt(document: Any) -> list[Any]:
-        found = []
-        values = document.items() if isinstance(document, dict) else enumerate(document)
-        for key, value in values:
-            if isinstance(value, (dict, list)):
-                for each in misspelt(value):
-                    copy = deepcopy(document)
-                    copy[key] = each
-                    found.append(copy)
-        if isinstance(document, dict):
-            found.append({**document, "misspelt": {}})
-        return found
-
-    free = ("matchLabels", "labels", "data", "limits", "requests", "nodeSelector", "metadata")
+    tried = 0
     for document in (*rendered("gpu-keda"), the("HorizontalPodAutoscaler", rendered("cpu-hpa"))):
-        for wrong in misspelt({key: value for key, value in document.items() if key not in free}):
-            if _somewhere_free(wrong, free):
-                continue
+        for wrong in misspelt(document):
+            tried += 1
             with pytest.raises(jsonschema.ValidationError):
-                check({**wrong, **{key: document[key] for key in free if key in document and key not in wrong}})
-
-
-def _somewhere_free(document: Any, free: tuple[str, ...]) -> bool:
-    """Whether the wrong word stands where any word may, or beside others that are only strings of the user's."""
-    if isinstance(document, list):
-        return any(_somewhere_free(each, free) for each in document)
-    if not isinstance(document, dict):
-        return False
-    return any((key in free and "misspelt" in json.dumps(value)) or _somewhere_free(value, free) for key, value in document.items())
+                check(wrong)
+    assert tried > 100
 
 
 def test_one_autoscaler_or_none(overlay: str, documents: tuple[Document, ...]) -> None:
@@ -111,7 +103,9 @@ def test_it_needs_no_kinds_of_others_without_an_autoscaler() -> None:
 
 def test_everything_is_in_one_namespace_and_selected_by_one_label(documents: tuple[Document, ...]) -> None:
     label = {"app.kubernetes.io/name": "sdc"}
-    assert {each["metadata"].get("namespace") for each in documents if each["kind"] != "Namespace"} == {the("Namespace", documents)["metadata"]["name"]}
+    assert {each["metadata"].get("namespace") for each in documents if each["kind"] != "Namespace"} == {
+        the("Namespace", documents)["metadata"]["name"]
+    }
     deployment = the("Deployment", documents)
     assert deployment["spec"]["template"]["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"] == label
     assert the("Service", documents)["spec"]["selector"] == label
@@ -158,7 +152,7 @@ def test_probes(overlay: str, documents: tuple[Document, ...]) -> None:
     assert environment(documents)["SDC_PORT"] == str(container["ports"][0]["containerPort"])
     assert environment(documents)["SDC_HOST"] == "0.0.0.0"
     budget = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
-    assert budget >= (900 if overlay.startswith("gpu") else 60)  # compiling takes minutes, the bundled model seconds
+    assert budget >= (900 if overlay.startswith("gpu") else 240)  # compiling takes minutes, the bundled model seconds
 
 
 def test_one_gpu_is_not_asked_for_twice(overlay: str, documents: tuple[Document, ...]) -> None:

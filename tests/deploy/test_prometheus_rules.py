@@ -1,4 +1,4 @@
-"""Prometheus' own checker on its configuration, on the rules with their unit tests, and on every autoscaling query with samples whose answer is known."""
+"""Prometheus' own checker on its configuration, on the rules and their unit tests, and on autoscaling queries whose answer is known."""
 
 import subprocess
 from pathlib import Path
@@ -33,10 +33,7 @@ def test_rules_do_what_their_unit_tests_say() -> None:
 def test_every_rule_has_a_unit_test() -> None:
     tests = (PROMETHEUS / "rules_test.yml").read_text()
     fired = {
-        case["alertname"]
-        for each in yaml.safe_load(tests)["tests"]
-        for case in each.get("alert_rule_test", [])
-        if case.get("exp_alerts")
+        case["alertname"] for each in yaml.safe_load(tests)["tests"] for case in each.get("alert_rule_test", []) if case.get("exp_alerts")
     }
     assert fired == {rule["alert"] for rule in rules() if "alert" in rule}
 
@@ -96,7 +93,10 @@ def test_a_query_gives_one_number_and_the_right_one(what: str, autoscaler: str, 
 
 def test_what_was_busy_and_is_idle_reads_as_idle(tmp_path: Path) -> None:
     flat = {name: values.replace(f"x{MINUTES * 60 // PER_SCRAPE}", "x30 ") for name, values in replica("a", 8, 1, 10, 5).items()}
-    ended = {name: values + ("0x200" if "sdc_inflight" in name else "16x200" if "sdc_slots" in name else "5000x200") for name, values in flat.items()}
+    ended = {
+        name: values + ("0x200" if "sdc_inflight" in name else "16x200" if "sdc_slots" in name else "5000x200")
+        for name, values in flat.items()
+    }
     cases = [{"expr": each.query, "eval_time": "20m", "exp_samples": [{"labels": "{}", "value": 0}]} for each in keda_triggers()]
     ask(cases, ended, tmp_path)
 

@@ -14,6 +14,7 @@ ID, OTHER = "a" * 26, "b" * 26
 
 @pytest.fixture(params=["file", "memory"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """The places that this machine's processes tidy up themselves."""
     return open_store(f"file://{tmp_path}/store" if request.param == "file" else "memory:///")
 
 
