@@ -113,7 +113,8 @@ class Batcher:
         self._dispatcher = asyncio.create_task(self._dispatch())
         for operation in operations:
             for lane in LANES:
-                metrics.QUEUE_DEPTH.labels(op=operation, lane=lane)  # there from the start, at 0
+                for metric in (metrics.QUEUE_DEPTH, metrics.QUEUE_WAIT):
+                    metric.labels(op=operation, lane=lane)  # there from the start, at 0
 
     @property
     def alive(self) -> bool:

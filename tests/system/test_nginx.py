@@ -18,7 +18,7 @@ from service.bench.serving import Server, free_port, serving
 from tests.conftest import make_picture, png, until
 
 pytestmark = pytest.mark.system
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 WEBP = {"accept": "image/avif;q=0.5,image/webp,*/*;q=0.8"}
 OLD = {"accept": "*/*"}
 
@@ -49,8 +49,8 @@ def cdn(request: pytest.FixtureRequest, small_model: Path, tmp_path_factory: pyt
     with serving(folder, folder / "log", program, **settings) as origin:
         written = CONFIGURATION.read_text()
         changes = {
-            "127.0.0.1:8080": f"127.0.0.1:{origin.port}",
-            "127.0.0.1:8081": f"127.0.0.1:{port}",
+            "server sdc:8080": f"server 127.0.0.1:{origin.port}",
+            "listen 8081": f"listen 127.0.0.1:{port}",
             "/var/cache/nginx/sdc": f"{folder}/cache",
             "/run/nginx.pid": f"{folder}/nginx.pid",
             "worker_processes auto": ("user root; " if os.geteuid() == 0 else "") + "worker_processes 1",  # pytest's folder is its user's
