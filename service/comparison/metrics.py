@@ -13,7 +13,7 @@ from PIL import Image
 from pytorch_msssim import ms_ssim
 from ssimulacra2 import compute_ssimulacra2
 
-from service.bench.features import FeatureDistance
+from service.comparison.features import FeatureDistance
 
 Plane = npt.NDArray[np.uint8]
 SMALLEST_SIDE = 161
@@ -31,7 +31,7 @@ class Quality:
     ssimulacra2: float
     """100 is perfect, may be far below 0; higher is better"""
     feature: float
-    """distance, see ``service.bench.features``; lower is better"""
+    """distance, see ``service.comparison.features``; lower is better"""
 
 
 NAMES = ("PSNR dB", "MS-SSIM", "SSIMULACRA2", "feature")
