@@ -118,7 +118,7 @@ async function compare() {
 
 function refused(reply, problem) {
   const wait = Number(reply.headers.get('Retry-After'));
-  if (reply.status === 401 || reply.status === 403) $('key-row').hidden = false;
+  if (reply.status === 401 || reply.status === 403) $('key-form').hidden = false;
   if (problem.max_pixels && photo.url) return complain(problem.title, `${problem.detail}.`, 'Scale it down here and compare that', () => scaleDown(problem.max_pixels));
   if (problem.best_bytes) return complain(problem.title, `${problem.detail}.`, `Use ${number(problem.best_bytes)} bytes`, () => { setBytes(problem.best_bytes); compare(); });
   complain(problem.title, `${problem.detail}.`, wait ? 'Try again' : '', compare);
@@ -155,6 +155,7 @@ const wordsOf = (name) => {
 };
 
 async function show(reply, bytes, mine) {
+  const isNew = compared?.photo !== mine;
   compared = { reply, bytes, photo: mine };
   maps.clear();
   if (!mine.url && sides.left === 'original') sides.left = 'JPEG';
@@ -175,6 +176,7 @@ async function show(reply, bytes, mine) {
   $('sent').textContent = `${mine.scaled ? 'The photo was scaled down here before it was sent. ' : ''}With curl, the same file:`;
   $('curl').textContent = curlLine(location.origin, mine.name, bytes, Boolean(key));
   await showSides();
+  if (isNew) $('stage').scrollIntoView({ block: 'nearest' });
 }
 
 function fillSides() {
@@ -219,7 +221,7 @@ async function goToWorst() {
   const name = sides.right === 'original' ? sides.left : sides.right;
   if (name === 'original') return;
   const { worst } = await mapOf(name);
-  viewer.goTo(worst.x, worst.y, 6);
+  viewer.goTo(worst.x, worst.y, 4);
   viewer.divide(0.5);
 }
 
@@ -245,7 +247,7 @@ $('size').addEventListener('input', slid);
 $('size').addEventListener('change', compareSoon);
 $('bytes').addEventListener('change', () => { sizeChanged(); compareSoon(); });
 $('cancel').addEventListener('click', cancel);
-$('use-key').addEventListener('click', () => { key = $('key').value.trim(); compare(); });
+$('key-form').addEventListener('submit', (event) => { event.preventDefault(); key = $('key').value.trim(); compare(); });
 $('zoom-in').addEventListener('click', () => viewer.enlarge(1.5));
 $('zoom-out').addEventListener('click', () => viewer.enlarge(1 / 1.5));
 $('zoom-fit').addEventListener('click', () => viewer.goTo(0.5, 0.5, 1));

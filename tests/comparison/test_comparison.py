@@ -1,14 +1,18 @@
 """Rivals and figures of quality."""
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from service.comparison import features
+from service.comparison import contest, features
 from service.comparison.features import FeatureDistance
 from service.comparison.metrics import measure
-from service.comparison.rivals import RIVALS, at_least
+from service.comparison.rivals import RIVALS, at_least, search
 from tests.conftest import Plane
 
 
@@ -40,3 +44,37 @@ def test_a_rival_gets_the_lowest_quality_with_at_least_our_bytes(name: str, phot
     assert shown.shape == photo.shape
     sizes = {len(encode(Image.fromarray(photo), quality)) for quality in range(0, 100, 5)}
     assert len(content) <= min(each for each in sizes if each >= size)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("size", [1, 4000, 10**9])
+def test_in_steps_the_same_file_is_found(name: str, size: int, photo: Plane) -> None:
+    async def run(call: Callable[[], Any]) -> Any:
+        return call()
+
+    small = np.ascontiguousarray(photo[60:230, 100:300])
+    entry = asyncio.run(contest.enter(name, small, size, run))
+    content, shown = at_least(RIVALS[name], small, size)
+    assert entry.content == content
+    assert (entry.shown == shown).all()
+    assert entry.smallest == (size == 1)
+    assert (entry.quality == 100) == (size == 10**9)
+
+
+@pytest.mark.parametrize("answer", [0, 1, 37, 99, 100])
+def test_a_good_guess_saves_encodes(answer: int) -> None:
+    def tries(likely: int | None) -> int:
+        steps, count = search(10 * answer + 5, likely), 0
+        quality = next(steps)
+        try:
+            while True:
+                count += 1
+                quality = steps.send(10 * quality + 5)
+        except StopIteration as found:
+            assert found.value == answer
+        return count
+
+    assert tries(None) <= 7
+    assert tries(answer) <= 2
+    for guess in range(101):
+        assert tries(guess) <= 12
