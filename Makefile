@@ -41,7 +41,7 @@ test: setup check ## lint, types, import contract and every test that needs pip 
 	$(BIN)/python -m pytest -m "not system"
 
 test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
-	for each in curl:curl nginx:nginx node:nodejs kubectl:kubernetes-client docker-compose:docker-compose prometheus:prometheus \
+	for each in chromium:chromium curl:curl nginx:nginx node:nodejs kubectl:kubernetes-client docker-compose:docker-compose prometheus:prometheus \
 		swift-proxy-server:swift-proxy swift-account-server:swift-account swift-container-server:swift-container swift-object-server:swift-object; do \
 		PATH=$$PATH:/usr/sbin command -v $${each%%:*} >/dev/null || missing="$${missing:-} $${each##*:}"; done; \
 	test -z "$${missing:-}" || { apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }

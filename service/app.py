@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 
 from service import __version__
-from service.api import blobs, documentation, health, pictures, problems
+from service.api import blobs, compare, documentation, health, page, pictures, problems
 from service.api.access import Access
 from service.api.cors import Cors
 from service.api.delivery import Delivery
@@ -87,6 +87,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.failed = False
     app.state.stop = partial(os.kill, os.getpid(), signal.SIGTERM)  # the command line has a way that lets it choose its exit code
     routers = {"pictures": pictures.router, "blobs": blobs.router, "health": health.router}
+    if settings.page:
+        routers |= {"comparison": compare.router, "page": page.make_router()}
+        app.state.comparisons = compare.install(settings)
     for tag, router in routers.items():
         app.include_router(router, tags=[tag])
     problems.install(app, list(routers.values()))

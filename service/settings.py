@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     max_bodies_bytes: int = Field(256 << 20, ge=1024, description="Bytes of bodies that may be held at once.")
     deadline_s: float = Field(120.0, gt=0, description="A request that cannot be answered within this time is refused.")
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
+    page: bool = Field(True, description="The page at / and POST /compare, which it needs.")
+    compare_max_pixels: int = Field(1 << 20, ge=1, description="Largest picture that is compared: AVIF takes seconds for each megapixel.")
+    compare_at_once: int = Field(2, ge=1, le=64, description="Comparisons at work at once; the next is refused.")
+    compare_per_minute: int = Field(20, ge=1, description="Comparisons for each client address; each replica counts its own.")
     shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

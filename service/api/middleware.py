@@ -24,7 +24,7 @@ TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499
 """what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
-WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
+WORKING = {"/compress": "compress", "/compare": "compare", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
 """first part of a path that needs a slot, and the operation it is counted as"""
 UPLOAD_S, UPLOAD_BYTES_A_SECOND = 20.0, 65536
 """a body may take so long, and a second more for so many bytes that have come"""

@@ -16,8 +16,8 @@ from rich.progress import track
 from rich.table import Table
 
 from service.bench import pictures as source
-from service.bench.metrics import HIGHER_IS_BETTER, NAMES, Plane, Quality, as_array, measure
-from service.bench.rivals import HANDICAP, RIVALS, at_least
+from service.comparison.metrics import HIGHER_IS_BETTER, NAMES, Plane, Quality, as_array, measure
+from service.comparison.rivals import HANDICAP, RIVALS, at_least
 from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
 
