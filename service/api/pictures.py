@@ -21,11 +21,11 @@ from service.api.services import (
     read_body,
     require_in_time,
     server_timing,
-    tagged,
 )
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, Rendered, RenderOptions
 from service.storage.blobs import ID_PATTERN
+from service.storage.keeping import tagged
 
 router = APIRouter(dependencies=STRICT)
 
