@@ -6,11 +6,13 @@ Knows nothing of HTTP or of how blobs are made.
 from __future__ import annotations
 
 import hashlib
+import re
 
 from service.errors import BadParameter
 from service.storage.blobs import BlobStore, Facts
 
 MOST_TAGS = 8
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 
 
 async def keep(blobs: BlobStore, blob_id: str, content: bytes, facts: Facts) -> tuple[bytes, bool]:
@@ -48,3 +50,10 @@ def tagged(*tags: str | None) -> Facts:
 def digest_of(blob: bytes) -> str:
     """What a blob's entity tag is made of: 32 hexadecimal characters of its SHA-256."""
     return hashlib.sha256(blob).hexdigest()[:32]
+
+
+def check_tag(tag: str) -> str:
+    """The tag itself; raises BadParameter for what cannot be one."""
+    if not re.fullmatch(TAG_PATTERN, tag) or tag.endswith("\n"):
+        raise BadParameter("a tag is 1 to 64 of A-Z, a-z, 0-9 and ._:-, and begins with a letter or digit")
+    return tag
