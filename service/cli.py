@@ -203,6 +203,44 @@ def render(
     _each(files, output, f".{to}", _settings(model), one)
 
 
+@app.command()
+def bulk(
+    source: Annotated[str, typer.Argument(help="Folder, s3://bucket/prefix or the like, or a manifest of names (.jsonl, .parquet).")],
+    dest: Annotated[str, typer.Argument(help="Folder or address of a store; SDC_STORE_URL of a service that shall serve it.")],
+    manifest: Annotated[Path | None, typer.Option(help="Write a row for each source: .jsonl or .parquet.")] = None,
+    match: Annotated[list[str] | None, typer.Option(help="Only names like this one, as in a shell; several times.")] = None,
+    column: Annotated[str, typer.Option(help="Of a manifest given as SOURCE: names the sources.")] = "source",
+    base: Annotated[str | None, typer.Option(help="What the names in a manifest are below; default its folder.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Each file has at most this many bytes.")] = None,
+    quality: Annotated[int | None, typer.Option(help="0 to 100, instead of --max-bytes; default 50.")] = None,
+    method: Annotated[Literal["latent", "palette"], typer.Option(help="As of `sdc compress`.")] = "latent",
+    dither: Annotated[bool, typer.Option("--dither", help="As of `sdc compress`.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Purge tag beside each picture.")] = None,
+    revive: Annotated[bool, typer.Option("--revive", help="Make again what was deleted from DEST.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs pip install 'sdc[ray]'.")] = False,
+    ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default RAY_ADDRESS, else one of this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="On Ray: at most so many; default all there is room for.", min=1)] = None,
+    worker_cpus: Annotated[float, typer.Option(help="On Ray: processors of each.", min=0.1)] = 2,
+    model: Model = None,
+) -> None:
+    """A back-catalogue to a store, without a server: the ids, files and sidecars that POST /compress would make.
+
+    What is stored already costs no device time, so a run that was cut short is simply started again.  Exit 1 when some failed.
+    """
+    from service.bulk import command
+    from service.bulk.sources import understand
+    from service.pipeline import CompressOptions
+
+    settings = _settings(model)
+    with _told():
+        options = CompressOptions(method, max_bytes, quality, dither)
+        cluster = command.Cluster(ray_address, workers, worker_cpus) if on_ray or ray_address else None
+        asked = command.Asked(understand(source, base), dest, options, tag, revive, manifest, match or [], column, cluster)
+        code = command.main(settings, asked, err)
+    if code:
+        raise typer.Exit(code)
+
+
 def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: Callable[[Pipeline, Path], Awaitable[bytes]]) -> None:
     """Run ``one`` on every file, a few at a time, with a progress bar; a bad file is reported and the rest go on."""
     from service.pipeline import open_pipeline
