@@ -77,7 +77,7 @@ def test_requests_leave_at_a_constant_rate_whatever_the_server_does(stub: Stub, 
     assert outcome.accepted == pytest.approx(len(stub.arrived) / 3, abs=1)
     assert outcome.lawless == pytest.approx(len(stub.arrived) / 3, abs=1)
     assert outcome.failed == outcome.dropped == 0
-    assert outcome.median >= 500
+    assert outcome.latency.median >= 500
     assert stub.deadlines == {"700"}
 
 
