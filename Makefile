@@ -11,8 +11,14 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
+# Of `make bench`; a short one: make bench IMAGES=folder SIZES="2500 5089" LIMIT=4 LOAD_SECONDS=8
+SIZES ?=
+LIMIT ?=
+SHOWN ?= 10
+LOAD_SECONDS ?= 60
+OUT ?= out
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
+.PHONY: help setup demo serve test test-system check format bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -57,8 +63,10 @@ format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: bench-rd bench-load ## both reports, as pages: make bench IMAGES=folder; see docs/BENCH.md
+
 bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd IMAGES=folder
-	$(BIN)/sdc bench rd --images "$(IMAGES)"
+	$(BIN)/sdc bench rd --images "$(IMAGES)" $(SIZES:%=--max-bytes %) $(LIMIT:%=--limit %) --shown $(SHOWN) --out "$(OUT)/rd"
 
 bench-code: setup ## the entropy coder against its own ideal: make bench-code IMAGES=folder
 	$(BIN)/sdc bench code --images "$(IMAGES)"
@@ -67,7 +75,7 @@ bench-speed: setup ## one picture at a time against an AVIF encode: make bench-s
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
 bench-load: setup ## a server under load, against its own bare loop; about a quarter of an hour
-	$(BIN)/sdc bench load
+	$(BIN)/sdc bench load --seconds $(LOAD_SECONDS) --out "$(OUT)/load"
 
 bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route
 	$(BIN)/sdc bench origin

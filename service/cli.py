@@ -35,6 +35,7 @@ out, err = Console(), Console(stderr=True)
 Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; the bundled one when not given.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
+ReportFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the report into; made if missing.")]
 Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
 
 
@@ -471,18 +472,22 @@ def check_model(folder: Annotated[Path, typer.Argument(help="Model folder, or na
 @bench_app.command("rd")
 def bench_rd(
     images: Images,
-    max_bytes: Annotated[list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default 5089.")] = None,
+    max_bytes: Annotated[
+        list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default: five, 1600 to 24000.")
+    ] = None,
     crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
-    results: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     handicap: Annotated[bool, typer.Option(help="Add JPEG with 14 % and WebP with 36 % more bytes than ours.")] = False,
+    shown: Annotated[int, typer.Option(min=0, help="So many of the worst and of the best pictures on the page.")] = 10,
+    folder: ReportFolder = Path("out/rd"),
     model: Model = None,
 ) -> None:
-    """Rate and distortion against JPEG, WebP and AVIF at the same bytes."""
+    """Rate and distortion against JPEG, WebP and AVIF at the same bytes: tables, report.json, report.html, curves.svg."""
     with _bench_told():
         from service.bench import rd
 
-        rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out, handicap)
+        sizes = tuple(sorted(set(max_bytes))) if max_bytes else rd.SIZES
+        rd.main(_settings(model), rd.Terms(images, sizes, crop, limit, handicap, shown), folder, out)
 
 
 @bench_app.command("show")
@@ -529,13 +534,14 @@ def bench_speed(images: Images, model: Model = None) -> None:
 @bench_app.command("load")
 def bench_load(
     seconds: Annotated[float, typer.Option(min=8, help="Length of the overload; the other parts are in proportion.")] = 60,
+    folder: ReportFolder = Path("out/load"),
     model: Model = None,
 ) -> None:
-    """A server under more load than it can bear, its bare loop, clients that hang up, and an idle minute."""
+    """A server under more load than it can bear, its bare loop, clients that hang up, an idle minute: table, report.json, report.html."""
     with _bench_told():
         from service.bench import load
 
-        load.main(_settings(model), seconds, out)
+        load.main(_settings(model), seconds, folder, out)
 
 
 @bench_app.command("origin")

@@ -21,6 +21,8 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
     assert list(found) == ["a"]
     assert (found["a"] == photo[50:250, 125:325]).all()
     assert len(pictures.load(tmp_path, 0, None)) == 2
+    Image.fromarray(photo).save(tmp_path / "a.webp")
+    assert list(pictures.load(tmp_path, 0, None)) == ["a", "a.webp", "b"]
     with pytest.raises(BadParameter):
         pictures.load(tmp_path, 900, None)
 
@@ -28,12 +30,12 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
 def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
     (tmp_path / "cat.png").write_bytes(png(photo))
     out = Console(file=io.StringIO(), width=200)
-    rd.main(bundled_settings, tmp_path, [5089], 256, None, tmp_path / "figures.json", out, handicap=True)
+    rd.main(bundled_settings, rd.Terms(tmp_path, (5089,), crop=256, handicap=True), tmp_path / "out", out)
     code.main(bundled_settings, tmp_path, 256, None, out)
     printed = out.file.getvalue()  # type: ignore[attr-defined]
     for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "latent / palette"):
         assert word in printed
-    assert (tmp_path / "figures.json").stat().st_size > 100
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "curves.svg"}
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:
