@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
+.PHONY: help setup demo serve test test-system check format docs bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -55,6 +55,9 @@ check: setup ## lint, types, import contract
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## make the generated parts of the documents anew: the table of the settings in docs/OPERATIONS.md
+	$(BIN)/sdc settings --into docs/OPERATIONS.md
 
 bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd IMAGES=folder
 	$(BIN)/sdc bench rd --images "$(IMAGES)"
