@@ -119,6 +119,7 @@ def serve(
     model: Model = None,
 ) -> None:
     """Serve HTTP until told to stop."""
+    import structlog
     import uvicorn
 
     from service.app import create_app
@@ -136,7 +137,7 @@ def serve(
         note = "listening on the network: SDC_API_KEYS says who may compress"
     else:
         note = "listening on the network: anyone who reaches this port can use it"
-    err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
+    structlog.get_logger().info("starting", version=__version__, address=f"http://{settings.host}:{settings.port}", note=note)
     server = uvicorn.Server(
         uvicorn.Config(
             app_,
