@@ -18,7 +18,7 @@ SHOWN ?= 10
 LOAD_SECONDS ?= 60
 OUT ?= out
 
-.PHONY: help setup demo serve test test-system check format bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
+.PHONY: help setup demo serve test test-system check format docs bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -62,6 +62,9 @@ check: setup ## lint, types, import contract
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## make the generated parts of the documents anew: the table of the settings in docs/OPERATIONS.md
+	$(BIN)/sdc settings --into docs/OPERATIONS.md
 
 bench: bench-rd bench-load ## both reports, as pages: make bench IMAGES=folder; see docs/BENCH.md
 

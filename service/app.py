@@ -28,7 +28,7 @@ from service.storage.blobs import BlobStore
 from service.storage.leases import Leases
 from service.storage.objects import open_store
 from service.storage.renders import RenderCache
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -50,6 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
         log = structlog.get_logger()
         async with AsyncExitStack() as stack:
             try:
+                if settings.otlp_endpoint:
+                    traces.start(traces.exporter_to(settings.otlp_endpoint))
+                    stack.push_async_callback(traces.stop)
                 objects = open_store(settings.store_url, settings.store_timeout_s)
                 store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes, settings.render_memory_bytes)
                 await store.check()

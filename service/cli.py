@@ -89,6 +89,30 @@ def version() -> None:
     out.print(f"sdc {__version__}", highlight=False)
 
 
+@app.command("settings")
+def show_settings(
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Document whose table of the settings is to be made anew.", exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Every setting, the value in force and where it comes from; secrets are masked."""
+    from service.settings_table import in_force, written_into
+
+    if into is not None:
+        with _told():
+            before = into.read_text()
+            after = written_into(before)
+        if after != before:
+            _write_whole(into, after.encode())
+        out.print(f"{into}: {'as it was' if after == before else 'written'}", highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("name", "value", "from", "takes")
+    for row, value, source in in_force(_settings()):
+        table.add_row(row.name, escape(value), source if source == "default" else f"[bold]{source}[/]", escape(row.takes.replace("`", "")))
+    out.print(table)
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default SDC_HOST or 127.0.0.1.")] = None,
@@ -96,6 +120,7 @@ def serve(
     model: Model = None,
 ) -> None:
     """Serve HTTP until told to stop."""
+    import structlog
     import uvicorn
 
     from service.app import create_app
@@ -113,7 +138,7 @@ def serve(
         note = "listening on the network: SDC_API_KEYS says who may compress"
     else:
         note = "listening on the network: anyone who reaches this port can use it"
-    err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
+    structlog.get_logger().info("starting", version=__version__, address=f"http://{settings.host}:{settings.port}", note=note)
     server = uvicorn.Server(
         uvicorn.Config(
             app_,
