@@ -75,7 +75,7 @@ def on_cluster(
     """
     pool, resources = _pool(workers)
     for group in in_groups(sources, wave):
-        columns = to_columns(group)
+        columns = to_columns(Source, group)
         items = [dict(zip(("number", *columns), values, strict=True)) for values in zip(range(len(group)), *columns.values(), strict=True)]
         asked = ray.data.from_items(items, override_num_blocks=-(-len(items) // BATCH))
         answered = asked.map_batches(compressor, fn_constructor_args=(job,), batch_size=BATCH, compute=pool, **resources)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -49,6 +48,10 @@ class Job:
     """whether pictures that were deleted are made again"""
 
 
+class Cancelled(Exception):
+    """The call was given up; no error of a caller's, and no class of asyncio's, which would end its thread."""
+
+
 class Compressor:
     """Loads the model and opens the stores; then call it with batches.
 
@@ -59,7 +62,7 @@ class Compressor:
     ``max_queued_pixels``, as in the service; but here whoever finds no room waits.
 
     Raises BadModel, DeviceFailed and StoreUnavailable, from the start; and from a call DeviceFailed when the device thread died, and
-    ``concurrent.futures.CancelledError`` after ``cancel``.
+    Cancelled after ``cancel``.
     """
 
     def __init__(self, job: Job) -> None:
@@ -85,16 +88,19 @@ class Compressor:
         rows = self._on_loop(self._rows(sources))
         if self._pipeline.batcher.death is not None:
             raise DeviceFailed("the device thread died: start again, what is stored stays")
-        return {**{name: list(values) for name, values in batch.items() if name != "problem"}, **to_columns(rows)}
+        return {**{name: list(values) for name, values in batch.items() if name != "problem"}, **to_columns(Row, rows)}
 
     def cancel(self) -> None:
         """Give up what is being done: calls that are waiting raise.  What is stored stays."""
 
-        def cancel_all() -> None:
-            for task in self._tasks:
-                task.cancel()
+        async def cancel_all() -> None:
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                # again, because asyncio.wait_for of Python 3.11 forgets to be cancelled in the moment that its call ends
+                await asyncio.wait(self._tasks, timeout=0.1)
 
-        self._loop.call_soon_threadsafe(cancel_all)
+        asyncio.run_coroutine_threadsafe(cancel_all(), self._loop)
 
     def close(self) -> None:
         """Finish what is being done and give the device back."""
@@ -122,13 +128,14 @@ class Compressor:
 
     async def _rows(self, sources: list[Source]) -> list[Row]:
         tasks = [asyncio.create_task(self._row(source)) for source in sources]
-        self._tasks.update(tasks)
-        try:
-            return await asyncio.gather(*tasks)
-        except asyncio.CancelledError as error:
-            raise CancelledError from error
-        finally:
-            self._tasks.difference_update(tasks)
+        for task in tasks:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks)
+        if any(task.cancelled() for task in tasks):
+            raise Cancelled
+        return [task.result() for task in tasks]
 
     async def _row(self, source: Source) -> Row:
         try:

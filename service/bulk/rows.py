@@ -56,9 +56,9 @@ class Row:
 ROW_COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def to_columns(records: Sequence[Record]) -> Columns:
-    """Records as columns; at least one."""
-    return {field.name: [getattr(record, field.name) for record in records] for field in dataclasses.fields(records[0])}
+def to_columns(kind: type[Record], records: Sequence[Record]) -> Columns:
+    """Records of a kind as columns."""
+    return {field.name: [getattr(record, field.name) for record in records] for field in dataclasses.fields(kind)}
 
 
 def sources_of(columns: Mapping[str, Iterable[Any]]) -> list[Source]:

@@ -65,7 +65,7 @@ def on_this_machine(compressor: Compressor, sources: Iterable[Source], stop: thr
             for group in in_groups(sources, BATCH):
                 if stop.is_set():
                     break
-                running.add(threads.submit(compressor, to_columns(group)))
+                running.add(threads.submit(compressor, to_columns(Source, group)))
                 if len(running) == CALLS_AT_ONCE:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (list(rows_of(each.result())) for each in done)

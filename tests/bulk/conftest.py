@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.bulk.compressor import Job
-from service.pipeline import CompressOptions
+from service.pipeline import CompressOptions, Pipeline
 from service.settings import Settings
 from tests.conftest import make_picture, png
 
@@ -29,6 +29,16 @@ def animated() -> bytes:
     frames = [Image.fromarray(make_picture(20, 20, seed)) for seed in (1, 2)]
     frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:])
     return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about how soon the first picture is done."""
+
+    async def nothing(self: Pipeline) -> None:
+        pass
+
+    monkeypatch.setattr(Pipeline, "warm_up", nothing)
 
 
 @pytest.fixture

@@ -98,5 +98,6 @@ def test_a_place_that_cannot_be(tmp_path: Path) -> None:
 
 def test_columns_come_back_as_records() -> None:
     sources = [Source("a", 3), Source("b"), Source("c", problem="none")]
-    assert sources_of(to_columns(sources)) == sources
-    assert list(rows_of({**to_columns(ROWS), "number": [1, 2, 3]})) == ROWS
+    assert sources_of(to_columns(Source, sources)) == sources
+    assert list(rows_of(to_columns(Row, []))) == []
+    assert list(rows_of({**to_columns(Row, ROWS), "number": [1, 2, 3]})) == ROWS
