@@ -7,7 +7,7 @@ RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY service service
-RUN pip install '.[page]'
+RUN pip install './[page]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/sdc --create-home sdc
