@@ -10,8 +10,7 @@ RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY service service
-# hadolint ignore=DL3013
-RUN pip install ".[$EXTRAS]"
+RUN pip install "./[$EXTRAS]"
 
 FROM python:3.11-slim-bookworm AS runtime
 RUN useradd --system --uid 10001 --home-dir /var/lib/sdc --create-home sdc \

@@ -1,6 +1,7 @@
 """POST /compare: a photo as an ``.sdc`` and as JPEG, WebP and AVIF of the same size, with figures; what the page at / shows.
 
-It costs a hundred times a compression, so it is bounded apart from the rest: in pixels, at once, and for each address.  Stores nothing.
+It costs many times what a compression does, so it is bounded apart from the rest: in pixels, at once, and for each address.  It stores
+nothing.
 """
 
 from __future__ import annotations
