@@ -507,7 +507,7 @@ def bench_rd(
     folder: ReportFolder = Path("out/rd"),
     model: Model = None,
 ) -> None:
-    """Rate and distortion against JPEG, WebP and AVIF at the same bytes: tables, report.json, report.html, curves.svg."""
+    """Rate and distortion against JPEG, WebP and AVIF at the same bytes: tables, and a report as a page, JSON and curves."""
     with _bench_told():
         from service.bench import rd
 
@@ -562,7 +562,7 @@ def bench_load(
     folder: ReportFolder = Path("out/load"),
     model: Model = None,
 ) -> None:
-    """A server under more load than it can bear, its bare loop, clients that hang up, an idle minute: table, report.json, report.html."""
+    """A server under more load than it can bear, its bare loop, clients that hang up, an idle minute: table, page and JSON."""
     with _bench_told():
         from service.bench import load
 

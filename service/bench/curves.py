@@ -74,7 +74,9 @@ def panel(axes: Axes, metric: str, curves: dict[str, Points]) -> None:
     for codec, (colour, marker, dash) in STYLES.items():
         if codec in curves:
             rates, values = zip(*sorted(curves[codec]), strict=True)
-            axes.plot(rates, values, color=colour, marker=marker, linestyle=dash, linewidth=1.8, markersize=5, label=codec)
+            # sdc above its twin without the U-Net, whose crosses stick out
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 8 if marker == "x" else 5}
+            axes.plot(rates, values, **look, linewidth=1.8, zorder=3 if codec == OURS else 2, label=codec)
     axes.set_xscale("log")
     drawn = [rate for codec in curves for rate, _ in curves[codec]] or [1.0]
     ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) if min(drawn) * 0.7 < tick < max(drawn) * 1.4]

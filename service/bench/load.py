@@ -325,14 +325,14 @@ async def hang_up(server: Server, jobs: list[Job], count: int, per_second: float
 
 
 def main(settings: Settings, seconds: float, folder: Path, out: Console) -> None:
-    """Run, print, write ``report.json`` and ``report.html``.  ``seconds`` is the length of the overload; the rest is in proportion."""
+    """Run, print, write the report.  ``seconds`` is the length of the overload; the rest is in proportion."""
     written.prepare(folder)
     report = run(settings, seconds, out)
     out.print(tables.load(report))
     out.print(tables.hung_up(report), highlight=False)
     out.print(tables.idle(report), highlight=False)
     written.write_load(folder, report)
-    out.print(f"written: {folder / written.HTML} and beside it {written.JSON}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"written: {folder / written.HTML}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run(settings: Settings, seconds: float, out: Console) -> LoadReport:

@@ -190,7 +190,7 @@ def run(settings: Settings, terms: Terms, out: Console) -> tuple[RateReport, Gal
 
 
 def main(settings: Settings, terms: Terms, folder: Path, out: Console) -> None:
-    """Run, print the tables, and write ``report.json``, ``report.html`` and ``curves.svg`` into the folder."""
+    """Run, print the tables, and write the report into the folder."""
     written.prepare(folder)
     report, gallery = run(settings, terms, out)
     cut = f"centre crops {report.crop}x{report.crop}" if report.crop else "whole"
@@ -199,6 +199,4 @@ def main(settings: Settings, terms: Terms, folder: Path, out: Console) -> None:
     for size in report.sizes:
         out.print(tables.rates(report, size))
     written.write_rates(folder, report, gallery)
-    out.print(
-        f"written: {folder / written.HTML} and beside it {written.JSON} and {written.SVG}", highlight=False, markup=False, soft_wrap=True
-    )
+    out.print(f"written: {folder / written.HTML}", highlight=False, markup=False, soft_wrap=True)

@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from service.bench import curves, gallery, tables
 from service.bench.bd_rate import FEWEST_POINTS, SMALLEST_OVERLAP
 from service.bench.gallery import Gallery
-from service.bench.results import METRICS, OURS, LoadReport, RateReport, of, summaries
+from service.bench.results import METRICS, OURS, About, LoadReport, RateReport, of
 from service.comparison.metrics import NAMES
 from service.errors import BadParameter
 
-JSON, HTML, SVG = "report.json", "report.html", "curves.svg"
+JSON, HTML, SVG, MARKDOWN = "report.json", "report.html", "curves.svg", "README.md"
 
 
 def prepare(folder: Path) -> None:
@@ -35,14 +35,16 @@ def prepare(folder: Path) -> None:
 
 
 def write_rates(folder: Path, report: RateReport, pictures: Gallery) -> None:
-    """``report.json``, ``report.html`` and ``curves.svg``."""
+    """``report.json``, ``report.html``, ``curves.svg`` and ``README.md``."""
+    (folder / MARKDOWN).write_text(rates_markdown(report), encoding="utf-8")
     _write_json(folder, report)
     (folder / HTML).write_text(rates_page(report, pictures), encoding="utf-8")
     (folder / SVG).write_text(curves.svg(lambda: curves.sheet(report), "curves", *_told(report), inline=False), encoding="utf-8")
 
 
 def write_load(folder: Path, report: LoadReport) -> None:
-    """``report.json`` and ``report.html``."""
+    """``report.json``, ``report.html`` and ``README.md``."""
+    (folder / MARKDOWN).write_text(load_markdown(report), encoding="utf-8")
     _write_json(folder, report)
     (folder / HTML).write_text(load_page(report), encoding="utf-8")
 
@@ -66,7 +68,7 @@ def rates_page(report: RateReport, pictures: Gallery) -> str:
     return _templates().get_template("report_rd.html").render(
         report=report, names=NAMES, ours=OURS, panels=panels,
         drawn=curves.whole_sizes(report),
-        means=[(size, summaries(report, size)) for size in report.sizes],
+        means=tables.mean_lines(report),
         tables=[(tables.rate_title(report, size), tables.rate_lines(report, size)) for size in report.sizes],
         times=tables.times(report), bd_rates=_bd_rates(report), fewest=FEWEST_POINTS, overlap=SMALLEST_OVERLAP,
         worst=pictures.worst, best=pictures.best, figures=figures, side=gallery.SIDE, quality=gallery.QUALITY,
@@ -115,3 +117,69 @@ def _timeline(report: LoadReport, operation: str) -> Markup:
     said = f"{found.accepted} accepted and {found.refused} refused in {found.seconds:.0f} s; {times}."
     title = f"{operation}: replies and their times in each second of the overload"
     return Markup(curves.svg(lambda: curves.timeline(report, operation), operation, title, said, inline=True))
+
+
+def rates_markdown(report: RateReport) -> str:
+    """What a forge shows of the folder: curves, means, BD-rate."""
+    cut = f"centre crops {report.crop}x{report.crop}" if report.crop else "whole"
+    head = ["codec", "asked for, B", "bytes", "bits/pixel", *NAMES]
+    wins = [
+        [rival, f"{size:,}", tables.wins_line(report, size, rival)]
+        for size in report.sizes for rival in report.codecs[1:] if of(report, rival, size)
+    ]  # fmt: skip
+    rates = [[rival, *(f"{share} ({count})" for share, count in cells)] for rival, cells in _bd_rates(report)]
+    return "\n".join(
+        [
+            "# sdc beside JPEG, WebP and AVIF",
+            "",
+            f"{len(report.pictures)} pictures of {_code(report.images)}, {cut}. {_made(report.about)}",
+            f"How it was measured, medians, the worst and the best pictures: [{HTML}]({HTML}). Every figure: [{JSON}]({JSON}).",
+            "",
+            f"![Four panels, each with a curve for each codec over bits per pixel; their points are the table below]({SVG})",
+            "",
+            "Means over the pictures:",
+            "",
+            *_rows(head, tables.mean_lines(report)),
+            "",
+            f"Pictures on which sdc is better ({', '.join(NAMES)}):",
+            "",
+            *_rows(["than", "at, B", "on"], wins),
+            "",
+            "BD-rate, how many more bytes sdc takes for the same quality, median (over how many pictures it is well defined for):",
+            "",
+            *_rows(["against", *NAMES], rates),
+            "",
+        ]
+    )
+
+
+def load_markdown(report: LoadReport) -> str:
+    """What a forge shows of the folder: the table."""
+    return "\n".join(
+        [
+            "# sdc under load",
+            "",
+            f"{report.pictures}. {_made(report.about)} Percentiles, batches, stages, second by second: [{HTML}]({HTML}).",
+            f"Every figure: [{JSON}]({JSON}).",
+            "",
+            *_rows(["", *report.operations], [[label, *cells] for label, cells in tables.load_lines(report)]),
+            "",
+            f"{tables.hung_up(report)}.",
+            "",
+            f"{tables.idle(report)}.",
+            "",
+        ]
+    )
+
+
+def _made(about: About) -> str:
+    return f"sdc {about.sdc}, {about.model}; {about.machine}; {about.made}."
+
+
+def _code(name: str) -> str:
+    """A name as code, whatever it holds."""
+    return f"`{name.replace('`', chr(39))}`"
+
+
+def _rows(head: list[str], lines: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]

@@ -59,6 +59,21 @@ def rates(report: RateReport, size: int) -> Table:
     return made
 
 
+def mean_lines(report: RateReport) -> list[list[str]]:
+    """Every codec at every size: codec, size asked for, and the means of bytes, bits per pixel and the four metrics."""
+    found = []
+    for size in report.sizes:
+        for each in summaries(report, size):
+            figures = [f"{value:.{digits}f}" for value, digits in zip(each.qualities["mean"], DIGITS, strict=True)]
+            found.append([each.codec, f"{size:,}", f"{each.bytes['mean']:,.0f}", f"{each.bpp:.4f}", *figures])
+    return found
+
+
+def wins_line(report: RateReport, size: int, codec: str) -> str:
+    """On how many pictures sdc is better than a rival, for each metric, and of how many."""
+    return next((f"{', '.join(map(str, each.wins or []))} of {each.n}" for each in summaries(report, size) if each.codec == codec), "")
+
+
 def times(report: RateReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """By codec, its encode and decode in ms (medians) at each size; a dash where all were refused."""
     by_size = [{summary.codec: summary for summary in summaries(report, size)} for size in report.sizes]

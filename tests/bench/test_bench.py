@@ -35,7 +35,7 @@ def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path,
     printed = out.file.getvalue()  # type: ignore[attr-defined]
     for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "latent / palette"):
         assert word in printed
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "curves.svg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "curves.svg", "README.md"}
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:

@@ -177,6 +177,38 @@ def test_the_tables_are_those_of_the_json(found: RateReport, made: tuple[Path, s
         assert jpeg.wins[3] == sum(left.feature < right.feature for left, right in zip(mine, rivals, strict=True))
 
 
+def test_the_summary_has_the_means_of_the_json(found: RateReport, made: tuple[Path, str]) -> None:
+    lines = (made[0] / report.MARKDOWN).read_text().splitlines()
+    for size in SIZES:
+        for summary in summaries(found, size):
+            (line,) = [line for line in lines if line.startswith(f"| {summary.codec} | {size:,} | ") and line.count("|") == 9]
+            cells = [float(cell.replace(",", "")) for cell in line.split("|")[3:-1]]
+            assert cells == pytest.approx([summary.bytes["mean"], summary.bpp, *summary.qualities["mean"]], rel=1e-3, abs=0.5)
+            assert cells[2:] == [round(value, digits) for value, digits in zip(summary.qualities["mean"], tables.DIGITS, strict=True)]
+            if summary.wins is not None:
+                assert f"| {summary.codec} | {size:,} | {', '.join(map(str, summary.wins))} of 2 |" in lines
+
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "bench"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in DOCUMENTED.iterdir()))
+def test_the_reports_in_the_documents_are_of_this_schema_and_say_what_their_json_says(folder: str) -> None:
+    content = (DOCUMENTED / folder / report.JSON).read_bytes()
+    summary = (DOCUMENTED / folder / report.MARKDOWN).read_text()
+    if json.loads(content)["kind"] == "load":
+        assert report.load_markdown(LoadReport.model_validate_json(content)) == summary
+    else:
+        documented = RateReport.model_validate_json(content)
+        assert report.rates_markdown(documented) == summary
+        assert len(documented.rows) + len(documented.refused) * len(documented.codecs) == (
+            len(documented.pictures) * len(documented.sizes) * len(documented.codecs)
+        )
+    page = Page((DOCUMENTED / folder / report.HTML).read_text())
+    check(page)
+    assert sum(path.stat().st_size for path in (DOCUMENTED / folder).iterdir()) < 2_000_000
+
+
 def test_the_curves_are_those_of_the_json(found: RateReport) -> None:
     for metric in METRICS:
         (axes,) = curves.figure(found, metric).axes
@@ -260,6 +292,7 @@ def test_the_load_report_says_what_its_json_says(tmp_path: Path) -> None:
             assert cell in page.text and cell in printed
     for stage in found.operations["compress"].stages:
         assert f"{stage.mean_ms:.1f}" in page.text
+    assert (tmp_path / report.MARKDOWN).read_text() == report.load_markdown(found)
     assert tables.hung_up(found) in page.text and tables.idle(found) in page.text
 
 
