@@ -28,6 +28,7 @@ RUN_BY = {
     ("docs/API.md", "import base64, hashlib, hmac"): "tests/api/test_documentation.py::test_the_snippet_signs_as_the_page_says",
     ("docs/API.md", "import { createHmac } from 'node:crypto';"): "tests/system/test_curl.py::test_javascript_signs_as_the_page_says",
     ("docs/API.md", "const { preview, color"): "tests/system/test_curl.py::test_javascript_paints_before_the_picture_is_there",
+    ("docs/BENCH.md", "import json"): "tests/docs/test_commands.py::test_anybody_can_plot_the_figures_again",
     ("docs/KEEPING.md", "mkdir -p backup"): "tests/docs/test_commands.py::test_backup_and_restore",
     ("docs/KEEPING.md", "mkdir -p restored"): "tests/docs/test_commands.py::test_backup_and_restore",
 }

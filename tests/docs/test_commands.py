@@ -93,3 +93,12 @@ def test_backup_and_restore(house: Path) -> None:
     (house / "backup" / "blobs" / "bundled-3.sdc").write_bytes(damaged)
     with pytest.raises(AssertionError, match="bundled-3"):
         sh(check, house)
+
+
+def test_anybody_can_plot_the_figures_again() -> None:
+    """Of docs/BENCH.md."""
+    command = [sys.executable, "-c", block("docs/BENCH.md", "import json")]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+    points = [line.split() for line in said.splitlines()]
+    assert {codec for codec, *_ in points} >= {"sdc", "JPEG", "WebP", "AVIF"}
+    assert all(len(point) >= 4 for point in points)
