@@ -101,6 +101,7 @@ async function compare() {
   tell();
   timers.push(setInterval(tell, 1000));
   $('busy').hidden = false;
+  if (compared?.photo !== mine) $('busy').scrollIntoView({ block: 'nearest' });
   try {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     const reply = await fetch(`/compare?max_bytes=${bytes}`, { method: 'POST', body: mine.file, headers, signal: controller.signal });
@@ -140,6 +141,7 @@ function complain(title, detail, action = '', act = null) {
   $('problem-detail').textContent = detail;
   Object.assign($('problem-action'), { hidden: !action, disabled: false, textContent: action, onclick: act });
   $('problem').hidden = false;
+  $('problem').scrollIntoView({ block: 'nearest' });
 }
 
 // -- showing
