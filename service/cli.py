@@ -549,6 +549,22 @@ def bench_origin(
         origin.main(_settings(model), seconds, out)
 
 
+@bench_app.command("bulk")
+def bench_bulk(
+    pictures: Annotated[int, typer.Option(min=16, help="Of each measurement; there are nine.")] = 240,
+    catalogue: Annotated[int, typer.Option(min=1, help="Pictures whose cost is reckoned.")] = 50_000_000,
+    core_hour: Annotated[float, typer.Option(min=0, help="Price of one core for an hour.")] = 0.04,
+    million_writes: Annotated[float, typer.Option(min=0, help="Price of a million writes of an object store.")] = 5.0,
+    million_reads: Annotated[float, typer.Option(min=0, help="Price of a million reads.")] = 0.4,
+    model: Model = None,
+) -> None:
+    """A back-catalogue against its own bare loop, and what a large one costs."""
+    with _bench_told():
+        from service.bench import bulk
+
+        bulk.main(_settings(model), pictures, catalogue, bulk.Prices(core_hour, million_writes, million_reads), out)
+
+
 @bench_app.command("gpu")
 def bench_gpu() -> None:
     """Stable Diffusion's networks at full size, random weights: pictures a second, and what share of the device's own arithmetic."""
