@@ -217,7 +217,7 @@ def bulk(
     dither: Annotated[bool, typer.Option("--dither", help="As of `sdc compress`.")] = False,
     tag: Annotated[str | None, typer.Option(help="Purge tag beside each picture.")] = None,
     revive: Annotated[bool, typer.Option("--revive", help="Make again what was deleted from DEST.")] = False,
-    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs pip install 'sdc[ray]'.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs the extra `ray`.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default RAY_ADDRESS, else one of this machine.")] = None,
     workers: Annotated[int | None, typer.Option(help="On Ray: at most so many; default all there is room for.", min=1)] = None,
     worker_cpus: Annotated[float, typer.Option(help="On Ray: processors of each.", min=0.1)] = 2,

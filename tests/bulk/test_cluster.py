@@ -86,7 +86,7 @@ def test_the_command_and_a_run_that_is_stopped(
     assert {row.id for row in rows} == {path.stem for path in (tmp_path / "store" / "blobs").glob("*.sdc")}
     stop = threading.Event()
     stop.set()
-    stopped = on_cluster(job(), [Source(row.source) for row in rows], ONE, stop, wave=2)
+    stopped = on_cluster(job(), [Source(row.source) for row in rows], ONE, stop, Mortal, wave=2)
     assert [row.status for batch in stopped for row in batch] == ["known"] * 2
 
 
