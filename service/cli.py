@@ -243,7 +243,7 @@ def bulk(
     dither: Annotated[bool, typer.Option("--dither", help="As of `sdc compress`.")] = False,
     tag: Annotated[str | None, typer.Option(help="Purge tag beside each picture.")] = None,
     revive: Annotated[bool, typer.Option("--revive", help="Make again what was deleted from DEST.")] = False,
-    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs pip install 'sdc[ray]'.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs the extra `ray`.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default RAY_ADDRESS, else one of this machine.")] = None,
     workers: Annotated[int | None, typer.Option(help="On Ray: at most so many; default all there is room for.", min=1)] = None,
     worker_cpus: Annotated[float, typer.Option(help="On Ray: processors of each.", min=0.1)] = 2,
@@ -578,6 +578,22 @@ def bench_origin(
         from service.bench import origin
 
         origin.main(_settings(model), seconds, out)
+
+
+@bench_app.command("bulk")
+def bench_bulk(
+    pictures: Annotated[int, typer.Option(min=16, help="Of each measurement; there are nine.")] = 240,
+    catalogue: Annotated[int, typer.Option(min=1, help="Pictures whose cost is reckoned.")] = 50_000_000,
+    core_hour: Annotated[float, typer.Option(min=0, help="Price of one core for an hour.")] = 0.04,
+    million_writes: Annotated[float, typer.Option(min=0, help="Price of a million writes of an object store.")] = 5.0,
+    million_reads: Annotated[float, typer.Option(min=0, help="Price of a million reads.")] = 0.4,
+    model: Model = None,
+) -> None:
+    """A back-catalogue against its own bare loop, and what a large one costs."""
+    with _bench_told():
+        from service.bench import bulk
+
+        bulk.main(_settings(model), pictures, catalogue, bulk.Prices(core_hour, million_writes, million_reads), out)
 
 
 @bench_app.command("gpu")

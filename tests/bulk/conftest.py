@@ -10,6 +10,7 @@ from PIL import Image
 from service.bulk.compressor import Job
 from service.pipeline import CompressOptions, Pipeline
 from service.settings import Settings
+from service.telemetry import logs
 from tests.conftest import make_picture, png
 
 JobMaker = Callable[..., Job]
@@ -39,6 +40,12 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr(Pipeline, "warm_up", nothing)
+
+
+@pytest.fixture(autouse=True)
+def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is run within the tests has a stderr that is closed after it: no place for a whole process's log."""
+    monkeypatch.setattr(logs, "configure", lambda level: None)
 
 
 @pytest.fixture
