@@ -596,6 +596,42 @@ def bench_bulk(
         bulk.main(_settings(model), pictures, catalogue, bulk.Prices(core_hour, million_writes, million_reads), out)
 
 
+@bench_app.command("fleet")
+def bench_fleet(
+    manifests: Annotated[
+        Path, typer.Option(help="Folder of the Kubernetes manifests whose rules are tried.", exists=True, file_okay=False)
+    ] = Path("deploy/kubernetes"),
+    kind: Annotated[Literal["cpu", "gpu"], typer.Option(help="Whose settings are taken.")] = "cpu",
+    measured: Annotated[Path | None, typer.Option(help="File of --measure; without it this machine is measured first.")] = None,
+    measure: Annotated[Path | None, typer.Option(help="Only measure this machine, and write that file.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only compare the simulator with three real processes; exit 1 beyond 25 %.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=5, help="Of each comparison of --verify.")] = 90,
+    peak: Annotated[float, typer.Option(min=0.1, help="Requests a second of the evening.")] = 20,
+    compress_share: Annotated[float, typer.Option(min=0, max=0.99, help="Of the requests; the rest are renders.")] = 0.1,
+    sale: Annotated[float, typer.Option(min=1, help="A flash sale at 18:00 brings so many times the requests; 1: none.")] = 3,
+    allowance: Annotated[float, typer.Option(min=0, help="Seconds for node, image and readiness beside the measured start.")] = 30,
+    price: Annotated[float, typer.Option(min=0, help="Of a replica-hour, in any currency.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Another one is another day of the same kind.")] = 1,
+    picture: Annotated[Path | None, typer.Option("--output", "-o", help="SVG or PNG to draw.")] = None,
+    model: Model = None,
+) -> None:
+    """A day of traffic with a flash sale against the shipped autoscaling rules: replicas, waits, refusals, cost."""
+    with _bench_told():
+        from service.bench.fleet import main as fleet
+        from service.bench.fleet import verify as real
+
+        if verify:
+            if not real.main(_settings(model, slots=16), seconds, out):
+                raise typer.Exit(1)
+        elif measure:
+            fleet.measure_to(_settings(model), measure, out)
+        else:
+            wishes = fleet.Wishes(manifests, kind, measured, peak, compress_share, sale, allowance, price, seed, picture)
+            fleet.main(_settings(model), wishes, out)
+
+
 @bench_app.command("gpu")
 def bench_gpu() -> None:
     """Stable Diffusion's networks at full size, random weights: pictures a second, and what share of the device's own arithmetic."""

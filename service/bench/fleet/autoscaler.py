@@ -41,7 +41,7 @@ class Policy(_Read):
 class Direction(_Read):
     """How fast to go one way."""
 
-    stabilization_window_seconds: int = Field(0, ge=0, le=3600)
+    stabilization_window_seconds: int = Field(default=0, ge=0, le=3600)
     select_policy: Literal["Max", "Min", "Disabled"] = "Max"
     policies: list[Policy]
 
@@ -55,13 +55,13 @@ class Up(Direction):
 class Down(Direction):
     """With Kubernetes' defaults."""
 
-    stabilization_window_seconds: int = Field(300, ge=0, le=3600)
+    stabilization_window_seconds: int = Field(default=300, ge=0, le=3600)
     policies: list[Policy] = [Policy(type="Percent", value=100, period_seconds=15)]
 
 
 class Behavior(_Read):
-    scale_up: Up = Field(default_factory=Up)
-    scale_down: Down = Field(default_factory=Down)
+    scale_up: Up = Up()
+    scale_down: Down = Down()
 
 
 class Fallback(_Read):

@@ -1,4 +1,4 @@
-"""What the simulator is fed with: how long each part of a picture takes, how long a process takes to get ready, and where that was measured.
+"""What the simulator is fed with: how long each part of a picture takes, how long a process takes to get ready, and on what machine.
 
 A file of it can be written and read again, so that a day can be repeated on a machine that is not the one that was measured.
 """

@@ -1,4 +1,4 @@
-"""One process of the service without its threads, its model and HTTP: the same admission, rows and learned durations, on a clock that jumps.
+"""One process of the service without threads, model and HTTP: the same admission, rows and learned durations, on a clock that jumps.
 
     arrive -> slots -> admission -> processor -> rows -> device, one batch in hand and one laid out -> processor -> reply
 
@@ -46,7 +46,8 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         return cls(
-            settings.slots, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, settings.cpu_workers, settings.deadline_s
+            settings.slots, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, settings.cpu_workers,
+            settings.deadline_s,
         )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class Replica:
         self.inside: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter(dict.fromkeys(metrics.REASONS, 0))
         self._waits: dict[tuple[str, Lane], list[int]] = {(op, lane): [0] * len(BUCKETS_S) for op in ITEMS_OF.values() for lane in LANES}
-        self._waited_s: Counter[tuple[str, Lane]] = Counter()
+        self._waited_s: dict[tuple[str, Lane], float] = dict.fromkeys(self._waits, 0.0)
         self.durations = Durations()
         self._waiting = Waiting(limits.max_batch, self.durations)
         self._admission = Admission(
@@ -101,7 +102,8 @@ class Replica:
     def _warm_up(self, measured: Measured) -> None:
         for picture in measured.pictures:
             factor, bucket = measured.contention[picture.operation], _bucket(picture)
-            for size, seconds in {1: picture.alone_s, self.limits.max_batch: picture.full_s}.items():
+            sizes = {self.limits.max_batch: picture.full_s, 1: picture.alone_s}  # the one where both are 1
+            for size, seconds in sizes.items():
                 self.durations.learn(*bucket, size, picture.pixels, factor * self._one_of(seconds))
 
     def _one_of(self, seconds: list[float]) -> float:

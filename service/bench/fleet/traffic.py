@@ -15,8 +15,8 @@ from service.bench.fleet.measured import Measured, Picture
 
 DAY_S = 86400.0
 CURVE: tuple[tuple[float, float], ...] = (
-    (0, 0.30), (1, 0.18), (3, 0.08), (5, 0.08), (7, 0.30), (9, 0.75), (11, 0.85), (12.5, 0.60), (14, 0.80), (17, 0.75), (20, 1.0), (21.5, 0.9),
-    (24, 0.30),
+    (0, 0.30), (1, 0.18), (3, 0.08), (5, 0.08), (7, 0.30), (9, 0.75), (11, 0.85), (12.5, 0.60), (14, 0.80), (17, 0.75), (20, 1.0),
+    (21.5, 0.9), (24, 0.30),
 )  # fmt: skip
 """hour, and requests as a share of the evening's peak; straight lines between"""
 STEP_S = 10.0

@@ -1,0 +1,125 @@
+"""``sdc bench fleet``: measures or reads what pictures take, and replays a day against the rules that are shipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from service.bench.fleet.autoscaler import ScaledObject
+from service.bench.fleet.measured import Measured, read_measured, write_measured
+from service.bench.fleet.measuring import OPERATIONS, measure, saturated
+from service.bench.fleet.replica import Limits
+from service.bench.fleet.report import draw, hours
+from service.bench.fleet.shipped import read_shipped
+from service.bench.fleet.simulation import Fleet, Surroundings, Told
+from service.bench.fleet.traffic import DAY_S, Day, Sale
+from service.errors import BadParameter
+from service.settings import Settings
+
+MEASURE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command was asked for."""
+
+    manifests: Path
+    kind: str
+    measured: Path | None
+    """read it; None measures"""
+    peak: float
+    compress_share: float
+    sale: float
+    allowance_s: float
+    price: float
+    seed: int
+    picture: Path | None
+
+
+def measure_to(settings: Settings, path: Path, out: Console) -> None:
+    """Measure this machine and write the file."""
+    measured = measure(settings, MEASURE_S, lambda what: out.print(f"measuring: {what}", highlight=False))
+    write_measured(path, measured)
+    out.print(f"{path}: {_described(measured)}", highlight=False, soft_wrap=True)
+
+
+def main(settings: Settings, wishes: Wishes, out: Console) -> None:
+    """Simulate and print; raises BadParameter for files that cannot be read."""
+    shipped = read_shipped(wishes.manifests, wishes.kind)
+    if wishes.picture and wishes.picture.suffix not in (".svg", ".png"):
+        raise BadParameter(f"{wishes.picture} must end in .svg or .png")
+    measured = (
+        read_measured(wishes.measured) if wishes.measured else measure(settings, MEASURE_S, lambda what: out.print(what, highlight=False))
+    )
+    limits = Limits.of(shipped.settings.model_copy(update={"cpu_workers": measured.cpu_workers, "max_batch": measured.max_batch}))
+    surroundings = Surroundings(measured.ready_s + wishes.allowance_s, shipped.scrape_s)
+    day = Day(wishes.peak, wishes.compress_share, Sale(factor=wishes.sale) if wishes.sale > 1 else None, wishes.seed)
+    capacity = _capacity(measured, limits, wishes.compress_share)
+    out.print(_described(measured), highlight=False, soft_wrap=True)
+    out.print(
+        f"a replica: {capacity:.1f} pictures/s when it never rests; {limits.slots} slots; ready {surroundings.start_s:.0f} s after it was "
+        f"wished for ({measured.ready_s:.0f} s measured, {wishes.allowance_s:.0f} s allowed for node, image and readiness); "
+        f"scraped every {surroundings.scrape_s:.0f} s",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    days: dict[str, Told] = {}
+    for label, rules in scenarios(shipped.rules).items():
+        fleet = Fleet(measured, limits, surroundings, rules, seed=wishes.seed)
+        days[label] = fleet.run(day.arrivals(measured), DAY_S)
+        table = hours(days[label], day, 0.0, DAY_S)
+        table.title = (
+            f"{label}: evening peak {wishes.peak:g} requests/s, {100 * wishes.compress_share:.0f} % of them compress, seed {wishes.seed}"
+        )
+        out.print(table)
+    out.print(_sums(days, day, wishes.price, capacity, wishes.compress_share))
+    if wishes.picture:
+        draw(days, wishes.picture, f"{measured.model}; {measured.machine}; {limits.slots} slots a replica")
+        out.print(f"drawn: {wishes.picture}", highlight=False, soft_wrap=True)
+
+
+def scenarios(rules: ScaledObject) -> dict[str, ScaledObject]:
+    """The shipped rules; and, where they know of a sale beforehand, the same without that."""
+    if any(each.type == "cron" for each in rules.triggers):
+        return {"shipped rules": rules, "without cron": rules.without("cron")}
+    return {"shipped rules": rules}
+
+
+def _capacity(measured: Measured, limits: Limits, compress_share: float) -> float:
+    """Pictures a second of one replica that always has enough to do, at this mix."""
+    rates = {operation: saturated(measured, limits, operation, limits.slots, 600) for operation in OPERATIONS}
+    return 1 / (compress_share / rates["compress"] + (1 - compress_share) / rates["render"])
+
+
+def _described(measured: Measured) -> str:
+    slower = ", ".join(f"{operation} {factor:.2f}" for operation, factor in measured.contention.items())
+    return (
+        f"{measured.model}; {measured.machine}; {len(measured.pictures)} kinds of pictures; "
+        f"under load times {slower}; ready in {measured.ready_s:.0f} s"
+    )
+
+
+def _sums(days: dict[str, Told], day: Day, price: float, capacity: float, compress_share: float) -> Table:
+    table = Table("", *days, title="the whole day")
+    rows: dict[str, list[str]] = {}
+    for told in days.values():
+        served = sum(wait == wait for wait in told.wait_s)
+        for label, value in {
+            "requests": f"{len(told.arrived):,}",
+            "refused": f"{len(told.arrived) - served:,} ({_reasons(told)})",
+            "refused in the sale": f"{100 * told.refused_share(day.sale.begins_s, day.sale.ends_s):.2f} %" if day.sale else "no sale",
+            "replica-hours": f"{told.replica_s / 3600:.1f}",
+            "replica-hours for a million renders": f"{told.replica_s / 3600 / told.renders * 1e6:.0f}",
+            f"cost of a million renders at {price:g} a replica-hour": f"{price * told.replica_s / 3600 / told.renders * 1e6:.2f}",
+            "the same if no replica ever rested": f"{price * 1e6 / (1 - compress_share) / capacity / 3600:.2f}",
+        }.items():
+            rows.setdefault(label, []).append(value)
+    for label, values in rows.items():
+        table.add_row(label, *values)
+    return table
+
+
+def _reasons(told: Told) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(told.reasons.items())) or "nobody"
