@@ -60,7 +60,7 @@ class Asked:
 
 def main(settings: Settings, asked: Asked, err: Console) -> int:
     """Run and show; returns the exit code: 0, 1 when some failed, 130 after an interrupt.  Raises what stops it, an SdcError."""
-    refuse_overlap(asked.origin, asked.destination)
+    refuse_overlap(asked.origin, asked.destination, asked.manifest)
     if asked.tag is not None:
         check_tag(asked.tag)
     logs.configure(settings.log_level)

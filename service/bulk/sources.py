@@ -85,8 +85,10 @@ def address_of(place: str) -> str:
     return place if "://" in place else Path(place).absolute().as_uri()
 
 
-def refuse_overlap(origin: Origin, destination: str) -> None:
-    """Raise BadParameter where DEST lies below SOURCE: what is written would be listed."""
+def refuse_overlap(origin: Origin, destination: str, manifest: Path | None = None) -> None:
+    """Raise BadParameter where what is written would be listed, or takes the place of what is read."""
+    if manifest is not None and origin.manifest is not None and manifest.absolute() == origin.manifest.absolute():
+        raise BadParameter("--manifest is SOURCE itself, and a run that is cut short would shorten it: give another path")
     inner = _local(destination).rstrip("/") + "/"
     if origin.manifest is None and inner.startswith(origin.base.rstrip("/") + "/"):
         raise BadParameter("DEST lies in SOURCE, so what is written would be read again: give another place")
@@ -113,19 +115,23 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     """Files at any depth; links to files are followed, links to folders are not: they may lead in circles."""
     waiting = [folder]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-                elif entry.is_file():
-                    yield Source(_printable(str(Path(entry.path).relative_to(folder))), entry.stat().st_size)
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif entry.is_file():
+                        yield Source(_name(folder, Path(entry.path)), entry.stat().st_size)
+        except OSError as error:
+            yield Source(_name(folder, here), UNKNOWN, f"this folder cannot be listed: {error.strerror}")
 
 
-def _printable(name: str) -> str:
-    """A name that is not UTF-8 cannot stand in a manifest: it is written with escapes, and will not be found."""
-    return name.encode(errors="backslashreplace").decode()
+def _name(folder: Path, path: Path) -> str:
+    """Below the folder.  One that is not UTF-8 cannot stand in a manifest: it is written with escapes, and will not be found."""
+    return str(path.relative_to(folder)).encode(errors="backslashreplace").decode()
 
 
 def _in_store(address: str) -> Iterator[Source]:
@@ -214,7 +220,9 @@ def _told(name: str, call: Callable[[], Found]) -> Found:
     """Call, and say in our words why a file of this machine cannot be read."""
     try:
         return call()
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         raise NotFound(f"there is no {name}") from error
-    except (OSError, ValueError) as error:
-        raise StoreUnavailable(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise NotFound(f"there is no {name} that can be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"{name} cannot be read: {error.strerror}") from error

@@ -150,7 +150,10 @@ def test_a_destination_within_the_source_is_refused(tmp_path: Path) -> None:
     for inside in (str(tmp_path), f"{tmp_path}/out", f"file://{tmp_path}/out"):
         with pytest.raises(BadParameter, match="DEST lies in SOURCE"):
             refuse_overlap(origin, inside)
-    refuse_overlap(origin, f"{tmp_path}-out")
+    refuse_overlap(origin, f"{tmp_path}-out", tmp_path / "list.jsonl")
+    (tmp_path / "list.jsonl").touch()
+    with pytest.raises(BadParameter, match="SOURCE itself"):
+        refuse_overlap(understand(str(tmp_path / "list.jsonl")), "s3://bucket", tmp_path / "list.jsonl")
     with pytest.raises(BadParameter):
         refuse_overlap(understand("s3://bucket/a"), "s3://bucket/a/b")
     refuse_overlap(understand("s3://bucket/a"), "s3://bucket/ab")
@@ -161,9 +164,23 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, error in (
         ("nowhere", NotFound),
-        ("folder", StoreUnavailable),
-        ("nul\0", StoreUnavailable),
+        ("folder", NotFound),
+        ("nul\0", NotFound),
         ("nonsense://x/y", StoreUnavailable),
     ):
         with pytest.raises(error):
             asyncio.run(reader.read(name))
+
+
+def test_a_folder_that_cannot_be_listed_is_an_entry_of_its_own(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> object:
+        if folder.name == "er":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(sources.os, "scandir", guarded)
+    found = list(listed(understand(str(tree)), []))
+    assert [each for each in found if each.problem] == [Source("deep/er", UNKNOWN, "this folder cannot be listed: Permission denied")]
+    assert "a.jpg" in [each.source for each in found]
