@@ -162,7 +162,7 @@ def load_markdown(report: LoadReport) -> str:
             f"{report.pictures}. {_made(report.about)} Percentiles, batches, stages, second by second: [{HTML}]({HTML}).",
             f"Every figure: [{JSON}]({JSON}).",
             "",
-            *_rows(["", *report.operations], [[label, *cells] for label, cells in tables.load_lines(report)]),
+            *_rows(["figure", *report.operations], [[label, *cells] for label, cells in tables.load_lines(report)]),
             "",
             f"{tables.hung_up(report)}.",
             "",
