@@ -96,7 +96,8 @@ def _batches(job: Job, sources: Iterator[Source], cluster: Cluster | None, stop:
     except ModuleNotFoundError as error:
         raise BadParameter(f"{error.name} is missing: --ray needs pip install 'sdc[ray]'") from error
     on_ray.connect(cluster.address)
-    return on_ray.on_cluster(job, sources, on_ray.Workers(cluster.workers, cluster.cpus), stop)
+    workers = on_ray.Workers(cluster.workers, cluster.cpus, 0.0 if job.settings.device == "cpu" else None)
+    return on_ray.on_cluster(job, sources, workers, stop)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_a_worker_killed_midway_loses_nothing_and_doubles_nothing(
     (photos_folder / "twin.png").write_bytes((photos_folder / "p3.png").read_bytes())
     (photos_folder / "bad.jpg").write_bytes(b"no picture")
     sources = list(listed(understand(str(photos_folder)), []))
-    batches = on_cluster(job(), sources, ONE, threading.Event(), Mortal, wave=30)
+    batches = on_cluster(job(), sources, ONE, threading.Event(), Mortal)
     rows = [row for batch in batches for row in batch]
     assert (tmp_path / "killed").read_text() != str(os.getpid())
     assert sorted(row.source for row in rows) == sorted(each.source for each in sources)
