@@ -611,6 +611,7 @@ def bench_fleet(
     peak: Annotated[float, typer.Option(min=0.1, help="Requests a second of the evening.")] = 20,
     compress_share: Annotated[float, typer.Option(min=0, max=0.99, help="Of the requests; the rest are renders.")] = 0.1,
     sale: Annotated[float, typer.Option(min=1, help="A flash sale at 18:00 brings so many times the requests; 1: none.")] = 3,
+    announced: Annotated[int, typer.Option(min=0, help="Replicas that a cron trigger asks for around the sale, in a second day.")] = 0,
     allowance: Annotated[float, typer.Option(min=0, help="Seconds for node, image and readiness beside the measured start.")] = 30,
     price: Annotated[float, typer.Option(min=0, help="Of a replica-hour, in any currency.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Another one is another day of the same kind.")] = 1,
@@ -628,7 +629,7 @@ def bench_fleet(
         elif measure:
             fleet.measure_to(_settings(model), measure, out)
         else:
-            wishes = fleet.Wishes(manifests, kind, measured, peak, compress_share, sale, allowance, price, seed, picture)
+            wishes = fleet.Wishes(manifests, kind, measured, peak, compress_share, sale, announced, allowance, price, seed, picture)
             fleet.main(_settings(model), wishes, out)
 
 

@@ -122,10 +122,6 @@ class ScaledObject(_Read):
     behavior: Behavior = Field(default_factory=Behavior)
     triggers: list[Trigger] = Field(min_length=1)
 
-    def without(self, kind: str) -> ScaledObject:
-        """The same without triggers of a type."""
-        return self.model_copy(update={"triggers": [each for each in self.triggers if each.type != kind]})
-
 
 def read_scaled_object(path: Path) -> ScaledObject:
     """The first ScaledObject of a YAML file; raises BadParameter for what is none, or has what is not modelled here."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from service.bench.fleet.autoscaler import ScaledObject
+from service.bench.fleet.autoscaler import ScaledObject, Trigger
 from service.bench.fleet.measured import Measured, read_measured, write_measured
 from service.bench.fleet.measuring import OPERATIONS, measure, saturated
 from service.bench.fleet.replica import Limits
@@ -20,6 +20,7 @@ from service.errors import BadParameter
 from service.settings import Settings
 
 MEASURE_S = 15.0
+BEFORE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Wishes:
     peak: float
     compress_share: float
     sale: float
+    announced: int
+    """replicas that a cron trigger asks for around the sale, in a second day; 0: no such day"""
     allowance_s: float
     price: float
     seed: int
@@ -66,7 +69,7 @@ def main(settings: Settings, wishes: Wishes, out: Console) -> None:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     days: dict[str, Told] = {}
-    for label, rules in scenarios(shipped.rules).items():
+    for label, rules in scenarios(shipped.rules, day.sale, wishes.announced).items():
         fleet = Fleet(measured, limits, surroundings, rules, seed=wishes.seed)
         days[label] = fleet.run(day.arrivals(measured), DAY_S)
         table = hours(days[label], day, 0.0, DAY_S)
@@ -80,11 +83,14 @@ def main(settings: Settings, wishes: Wishes, out: Console) -> None:
         out.print(f"drawn: {wishes.picture}", highlight=False, soft_wrap=True)
 
 
-def scenarios(rules: ScaledObject) -> dict[str, ScaledObject]:
-    """The shipped rules; and, where they know of a sale beforehand, the same without that."""
-    if any(each.type == "cron" for each in rules.triggers):
-        return {"shipped rules": rules, "without cron": rules.without("cron")}
-    return {"shipped rules": rules}
+def scenarios(rules: ScaledObject, sale: Sale | None, announced: int) -> dict[str, ScaledObject]:
+    """The shipped rules; and, where a sale is announced, the same with a trigger that knows of it ten minutes before."""
+    if not announced or sale is None:
+        return {"shipped rules": rules}
+    start, end = (f"{round(moment / 60) % 60} {int(moment / 3600)} * * *" for moment in (sale.begins_s - BEFORE_S, sale.ends_s))
+    schedule = {"timezone": "UTC", "start": start, "end": end, "desiredReplicas": str(announced)}
+    cron = Trigger(name="sale", type="cron", metadata=schedule)
+    return {"shipped rules": rules, f"and cron, {announced} replicas": rules.model_copy(update={"triggers": [*rules.triggers, cron]})}
 
 
 def _capacity(measured: Measured, limits: Limits, compress_share: float) -> float:
