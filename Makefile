@@ -19,7 +19,7 @@ LOAD_SECONDS ?= 60
 OUT ?= out
 
 .PHONY: help setup demo serve test test-system check format docs
-.PHONY: bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-bulk clean
+.PHONY: bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-bulk bench-fleet clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -87,8 +87,14 @@ bench-origin: setup ## 304 and kept renders a second, against a bare Starlette r
 bench-gpu: setup ## Stable Diffusion at full size, random weights, on whatever device there is
 	$(BIN)/sdc bench gpu
 
+<<<<<<< HEAD
 bench-bulk: setup ## a back-catalogue against its bare loop, and what a large one costs
 	$(BIN)/sdc bench bulk
+=======
+bench-fleet: setup ## a simulated day against the shipped autoscaling rules, and the simulator against real processes
+	$(BIN)/sdc bench fleet --verify
+	$(BIN)/sdc bench fleet --announced 12
+>>>>>>> fleet
 
 clean: ## remove what make made
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
