@@ -87,14 +87,12 @@ bench-origin: setup ## 304 and kept renders a second, against a bare Starlette r
 bench-gpu: setup ## Stable Diffusion at full size, random weights, on whatever device there is
 	$(BIN)/sdc bench gpu
 
-<<<<<<< HEAD
 bench-bulk: setup ## a back-catalogue against its bare loop, and what a large one costs
 	$(BIN)/sdc bench bulk
-=======
+
 bench-fleet: setup ## a simulated day against the shipped autoscaling rules, and the simulator against real processes
 	$(BIN)/sdc bench fleet --verify
 	$(BIN)/sdc bench fleet --announced 12
->>>>>>> fleet
 
 clean: ## remove what make made
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
