@@ -23,9 +23,11 @@ from obstore.store import from_url
 from service.bulk.parquet import column_of
 from service.bulk.rows import UNKNOWN, Source
 from service.errors import BadParameter, NotFound, StoreUnavailable
-from service.storage.objects import Objects, open_store
+from service.storage.objects import Objects, open_store, remote
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
+LISTING_S = 60.0
+"""for a page of a listing"""
 LISTED_AT_ONCE = 1000
 """names in one answer of an object store"""
 
@@ -136,7 +138,8 @@ def _name(folder: Path, path: Path) -> str:
 
 def _in_store(address: str) -> Iterator[Source]:
     try:
-        for part in obstore.list(from_url(address), chunk_size=LISTED_AT_ONCE):
+        store = from_url(address) if urlsplit(address).scheme == "file" else remote(address, LISTING_S)
+        for part in obstore.list(store, chunk_size=LISTED_AT_ONCE):
             for each in part:
                 if not any(step.startswith(".") for step in each["path"].split("/")):
                     yield Source(each["path"], int(each["size"]))
