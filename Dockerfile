@@ -1,17 +1,16 @@
 # CPU by default.  CUDA:
-#   docker build --target cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 --build-arg EXTRAS=[models] -t sdc:cuda .
+#   docker build --target cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 --build-arg EXTRAS=page,models -t sdc:cuda .
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# of pyproject.toml: [models] for `sdc models pull`
-ARG EXTRAS=
+# of pyproject.toml: page for the figures on the page at /, models for `sdc models pull`
+ARG EXTRAS=page
 RUN python -m venv /opt/sdc
 ENV PATH=/opt/sdc/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY service service
-# hadolint ignore=DL3013
-RUN pip install ".$EXTRAS"
+RUN pip install "./[$EXTRAS]"
 
 FROM python:3.11-slim-bookworm AS runtime
 RUN useradd --system --uid 10001 --home-dir /var/lib/sdc --create-home sdc \

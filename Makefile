@@ -11,8 +11,15 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 IMAGES ?=
+# Of `make bench`; a short one: make bench IMAGES=folder SIZES="2500 5089" LIMIT=4 LOAD_SECONDS=8
+SIZES ?=
+LIMIT ?=
+SHOWN ?= 10
+LOAD_SECONDS ?= 60
+OUT ?= out
 
-.PHONY: help setup demo serve test test-system check format bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-fleet clean
+.PHONY: help setup demo serve test test-system check format docs
+.PHONY: bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-bulk bench-fleet clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -41,7 +48,7 @@ test: setup check ## lint, types, import contract and every test that needs pip 
 	$(BIN)/python -m pytest -m "not system"
 
 test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
-	for each in curl:curl nginx:nginx node:nodejs kubectl:kubernetes-client docker-compose:docker-compose prometheus:prometheus \
+	for each in chromium:chromium curl:curl nginx:nginx node:nodejs kubectl:kubernetes-client docker-compose:docker-compose prometheus:prometheus \
 		swift-proxy-server:swift-proxy swift-account-server:swift-account swift-container-server:swift-container swift-object-server:swift-object; do \
 		PATH=$$PATH:/usr/sbin command -v $${each%%:*} >/dev/null || missing="$${missing:-} $${each##*:}"; done; \
 	test -z "$${missing:-}" || { apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }
@@ -57,8 +64,13 @@ format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup ## make the generated parts of the documents anew: the table of the settings in docs/OPERATIONS.md
+	$(BIN)/sdc settings --into docs/OPERATIONS.md
+
+bench: bench-rd bench-load ## both reports, as pages: make bench IMAGES=folder; see docs/BENCH.md
+
 bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd IMAGES=folder
-	$(BIN)/sdc bench rd --images "$(IMAGES)"
+	$(BIN)/sdc bench rd --images "$(IMAGES)" $(SIZES:%=--max-bytes %) $(LIMIT:%=--limit %) --shown $(SHOWN) --out "$(OUT)/rd"
 
 bench-code: setup ## the entropy coder against its own ideal: make bench-code IMAGES=folder
 	$(BIN)/sdc bench code --images "$(IMAGES)"
@@ -67,13 +79,16 @@ bench-speed: setup ## one picture at a time against an AVIF encode: make bench-s
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
 bench-load: setup ## a server under load, against its own bare loop; about a quarter of an hour
-	$(BIN)/sdc bench load
+	$(BIN)/sdc bench load --seconds $(LOAD_SECONDS) --out "$(OUT)/load"
 
 bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route
 	$(BIN)/sdc bench origin
 
 bench-gpu: setup ## Stable Diffusion at full size, random weights, on whatever device there is
 	$(BIN)/sdc bench gpu
+
+bench-bulk: setup ## a back-catalogue against its bare loop, and what a large one costs
+	$(BIN)/sdc bench bulk
 
 bench-fleet: setup ## a simulated day against the shipped autoscaling rules, and the simulator against real processes
 	$(BIN)/sdc bench fleet --verify

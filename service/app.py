@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 
 from service import __version__
-from service.api import blobs, documentation, health, pictures, problems
+from service.api import blobs, compare, documentation, health, page, pictures, problems
 from service.api.access import Access
 from service.api.cors import Cors
 from service.api.delivery import Delivery
@@ -28,7 +28,7 @@ from service.storage.blobs import BlobStore
 from service.storage.leases import Leases
 from service.storage.objects import open_store
 from service.storage.renders import RenderCache
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -50,6 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
         log = structlog.get_logger()
         async with AsyncExitStack() as stack:
             try:
+                if settings.otlp_endpoint:
+                    traces.start(traces.exporter_to(settings.otlp_endpoint))
+                    stack.push_async_callback(traces.stop)
                 objects = open_store(settings.store_url, settings.store_timeout_s)
                 store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes, settings.render_memory_bytes)
                 await store.check()
@@ -87,6 +90,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.failed = False
     app.state.stop = partial(os.kill, os.getpid(), signal.SIGTERM)  # the command line has a way that lets it choose its exit code
     routers = {"pictures": pictures.router, "blobs": blobs.router, "health": health.router}
+    if settings.page:
+        routers |= {"comparison": compare.router, "page": page.make_router()}
+        app.state.comparisons = compare.install(settings)
     for tag, router in routers.items():
         app.include_router(router, tags=[tag])
     problems.install(app, list(routers.values()))

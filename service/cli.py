@@ -35,6 +35,7 @@ out, err = Console(), Console(stderr=True)
 Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; the bundled one when not given.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
+ReportFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the report into; made if missing.")]
 Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
 
 
@@ -88,6 +89,30 @@ def version() -> None:
     out.print(f"sdc {__version__}", highlight=False)
 
 
+@app.command("settings")
+def show_settings(
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Document whose table of the settings is to be made anew.", exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Every setting, the value in force and where it comes from; secrets are masked."""
+    from service.settings_table import in_force, written_into
+
+    if into is not None:
+        with _told():
+            before = into.read_text()
+            after = written_into(before)
+        if after != before:
+            _write_whole(into, after.encode())
+        out.print(f"{into}: {'as it was' if after == before else 'written'}", highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("name", "value", "from", "takes")
+    for row, value, source in in_force(_settings()):
+        table.add_row(row.name, escape(value), source if source == "default" else f"[bold]{source}[/]", escape(row.takes.replace("`", "")))
+    out.print(table)
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default SDC_HOST or 127.0.0.1.")] = None,
@@ -95,6 +120,7 @@ def serve(
     model: Model = None,
 ) -> None:
     """Serve HTTP until told to stop."""
+    import structlog
     import uvicorn
 
     from service.app import create_app
@@ -112,7 +138,7 @@ def serve(
         note = "listening on the network: SDC_API_KEYS says who may compress"
     else:
         note = "listening on the network: anyone who reaches this port can use it"
-    err.print(f"sdc {__version__} on http://{settings.host}:{settings.port} ({note})", highlight=False)
+    structlog.get_logger().info("starting", version=__version__, address=f"http://{settings.host}:{settings.port}", note=note)
     server = uvicorn.Server(
         uvicorn.Config(
             app_,
@@ -201,6 +227,44 @@ def render(
         return (await pipeline.render(path.read_bytes(), options)).content
 
     _each(files, output, f".{to}", _settings(model), one)
+
+
+@app.command()
+def bulk(
+    source: Annotated[str, typer.Argument(help="Folder, s3://bucket/prefix or the like, or a manifest of names (.jsonl, .parquet).")],
+    dest: Annotated[str, typer.Argument(help="Folder or address of a store; SDC_STORE_URL of a service that shall serve it.")],
+    manifest: Annotated[Path | None, typer.Option(help="Write a row for each source: .jsonl or .parquet.")] = None,
+    match: Annotated[list[str] | None, typer.Option(help="Only names like this one, as in a shell; several times.")] = None,
+    column: Annotated[str, typer.Option(help="Of a manifest given as SOURCE: names the sources.")] = "source",
+    base: Annotated[str | None, typer.Option(help="What the names in a manifest are below; default its folder.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Each file has at most this many bytes.")] = None,
+    quality: Annotated[int | None, typer.Option(help="0 to 100, instead of --max-bytes; default 50.")] = None,
+    method: Annotated[Literal["latent", "palette"], typer.Option(help="As of `sdc compress`.")] = "latent",
+    dither: Annotated[bool, typer.Option("--dither", help="As of `sdc compress`.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Purge tag beside each picture.")] = None,
+    revive: Annotated[bool, typer.Option("--revive", help="Make again what was deleted from DEST.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster; needs the extra `ray`.")] = False,
+    ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default RAY_ADDRESS, else one of this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="On Ray: at most so many; default all there is room for.", min=1)] = None,
+    worker_cpus: Annotated[float, typer.Option(help="On Ray: processors of each.", min=0.1)] = 2,
+    model: Model = None,
+) -> None:
+    """A back-catalogue to a store, without a server: the ids, files and sidecars that POST /compress would make.
+
+    What is stored already costs no device time, so a run that was cut short is simply started again.  Exit 1 when some failed.
+    """
+    from service.bulk import command
+    from service.bulk.sources import understand
+    from service.pipeline import CompressOptions
+
+    settings = _settings(model)
+    with _told():
+        options = CompressOptions(method, max_bytes, quality, dither)
+        cluster = command.Cluster(ray_address, workers, worker_cpus) if on_ray or ray_address else None
+        asked = command.Asked(understand(source, base), dest, options, tag, revive, manifest, match or [], column, cluster)
+        code = command.main(settings, asked, err)
+    if code:
+        raise typer.Exit(code)
 
 
 def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: Callable[[Pipeline, Path], Awaitable[bytes]]) -> None:
@@ -433,18 +497,22 @@ def check_model(folder: Annotated[Path, typer.Argument(help="Model folder, or na
 @bench_app.command("rd")
 def bench_rd(
     images: Images,
-    max_bytes: Annotated[list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default 5089.")] = None,
+    max_bytes: Annotated[
+        list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default: five, 1600 to 24000.")
+    ] = None,
     crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
-    results: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     handicap: Annotated[bool, typer.Option(help="Add JPEG with 14 % and WebP with 36 % more bytes than ours.")] = False,
+    shown: Annotated[int, typer.Option(min=0, help="So many of the worst and of the best pictures on the page.")] = 10,
+    folder: ReportFolder = Path("out/rd"),
     model: Model = None,
 ) -> None:
-    """Rate and distortion against JPEG, WebP and AVIF at the same bytes."""
+    """Rate and distortion against JPEG, WebP and AVIF at the same bytes: tables, and a report as a page, JSON and curves."""
     with _bench_told():
         from service.bench import rd
 
-        rd.main(_settings(model), images, max_bytes or [5089], crop, limit, results, out, handicap)
+        sizes = tuple(sorted(set(max_bytes))) if max_bytes else rd.SIZES
+        rd.main(_settings(model), rd.Terms(images, sizes, crop, limit, handicap, shown), folder, out)
 
 
 @bench_app.command("show")
@@ -491,13 +559,14 @@ def bench_speed(images: Images, model: Model = None) -> None:
 @bench_app.command("load")
 def bench_load(
     seconds: Annotated[float, typer.Option(min=8, help="Length of the overload; the other parts are in proportion.")] = 60,
+    folder: ReportFolder = Path("out/load"),
     model: Model = None,
 ) -> None:
-    """A server under more load than it can bear, its bare loop, clients that hang up, and an idle minute."""
+    """A server under more load than it can bear, its bare loop, clients that hang up, an idle minute: table, page and JSON."""
     with _bench_told():
         from service.bench import load
 
-        load.main(_settings(model), seconds, out)
+        load.main(_settings(model), seconds, folder, out)
 
 
 @bench_app.command("origin")
@@ -509,6 +578,22 @@ def bench_origin(
         from service.bench import origin
 
         origin.main(_settings(model), seconds, out)
+
+
+@bench_app.command("bulk")
+def bench_bulk(
+    pictures: Annotated[int, typer.Option(min=16, help="Of each measurement; there are nine.")] = 240,
+    catalogue: Annotated[int, typer.Option(min=1, help="Pictures whose cost is reckoned.")] = 50_000_000,
+    core_hour: Annotated[float, typer.Option(min=0, help="Price of one core for an hour.")] = 0.04,
+    million_writes: Annotated[float, typer.Option(min=0, help="Price of a million writes of an object store.")] = 5.0,
+    million_reads: Annotated[float, typer.Option(min=0, help="Price of a million reads.")] = 0.4,
+    model: Model = None,
+) -> None:
+    """A back-catalogue against its own bare loop, and what a large one costs."""
+    with _bench_told():
+        from service.bench import bulk
+
+        bulk.main(_settings(model), pictures, catalogue, bulk.Prices(core_hour, million_writes, million_reads), out)
 
 
 @bench_app.command("fleet")

@@ -42,7 +42,13 @@ class AnimatedPicture(SdcError):
 
 
 class TooManyPixels(SdcError):
+    """More than may be; ``max_pixels`` says how many, where it is not one side that is too long."""
+
     kind = "too-many-pixels"
+
+    def __init__(self, detail: str, max_pixels: int | None = None) -> None:
+        super().__init__(detail)
+        self.max_pixels = max_pixels
 
 
 class TooManyBytes(SdcError):

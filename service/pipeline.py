@@ -41,7 +41,7 @@ from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_
 from service.manifest import Manifest
 from service.process import tune
 from service.settings import Settings
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 DEFAULT_RATE_QUALITY = 50
 SMALLEST_MAX_BYTES = 32
@@ -145,6 +145,8 @@ class Computed:
     result: Any
     seconds: dict[str, float]
     """by stage"""
+    batch: traces.There = None
+    """the batch's span"""
 
 
 @dataclass
@@ -156,26 +158,35 @@ class Stages:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the time spent in the block, waiting included, towards a stage."""
-        started = time.perf_counter()
+        started, failure = time.perf_counter(), None
         try:
             yield
+        except BaseException as error:
+            failure = type(error).__name__
+            raise
         finally:
-            self.add(stage, time.perf_counter() - started)
+            self.add(stage, time.perf_counter() - started, failure=failure)
 
     async def on_device(self, submitted: Awaitable[Computed]) -> Any:
         """Wait for the device: what it took is told apart from the time until then, which is the queue's."""
         started = time.perf_counter()
-        computed = await submitted
-        waited = time.perf_counter() - started
-        self.add("queue", max(0.0, waited - sum(computed.seconds.values())))
+        try:
+            computed = await submitted
+        except BaseException as error:
+            traces.stage("queue", time.perf_counter() - started, failure=type(error).__name__)
+            raise
+        waited, later = time.perf_counter() - started, sum(computed.seconds.values())
+        self.add("queue", max(0.0, waited - later), later)
         for stage, seconds in computed.seconds.items():
-            self.add(stage, seconds)
+            later -= seconds
+            self.add(stage, seconds, later, batch=computed.batch)
         return computed.result
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Count seconds towards a stage."""
+    def add(self, stage: str, seconds: float, ended_s_ago: float = 0.0, failure: str | None = None, batch: traces.There = None) -> None:
+        """Count seconds towards a stage, and have them in the trace; see ``traces.stage``."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         metrics.STAGE_SECONDS.labels(stage=stage).observe(seconds)
+        traces.stage(stage, seconds, ended_s_ago, failure, batch)
 
 
 def name_of(*parts: bytes) -> str:
@@ -418,6 +429,15 @@ def _check_tiling(blob: Blob, manifest: Manifest) -> None:
         raise CorruptBlob(f"tiles of {side} + 2 x {margin} pixels cannot be decoded")
 
 
+def _traced(seconds: dict[str, float]) -> traces.There:
+    """Note the stages of a batch that have just ended, one after the other, under its span; returns that."""
+    later = sum(seconds.values())
+    for stage, each in seconds.items():
+        later -= each
+        traces.stage(stage, each, later)
+    return traces.here()
+
+
 def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
     """What the device thread runs: lists of items alike in shape and in what is to be done in, lists of results out."""
 
@@ -425,7 +445,8 @@ def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Seq
         started = time.perf_counter()
         latents = engine.encode(np.stack([pixels for pixels, _ in items]), sampled=items[0][1])
         seconds = {"encode": time.perf_counter() - started}
-        return [Computed(latent, seconds) for latent in latents]
+        batch = _traced(seconds)
+        return [Computed(latent, seconds, batch) for latent in latents]
 
     def render(items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
         _, first = items[0]
@@ -435,7 +456,8 @@ def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Seq
         restored = time.perf_counter()
         pictures = engine.decode(clean)
         seconds = ({"unet": restored - started} if first.steps else {}) | {"decode": time.perf_counter() - restored}
-        return [Computed(picture, seconds) for picture in pictures]
+        batch = _traced(seconds)
+        return [Computed(picture, seconds, batch) for picture in pictures]
 
     return {"encode": encode, "render": render}
 

@@ -36,17 +36,29 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SDC_", env_ignore_empty=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: without keys anybody may compress.")
-    port: int = Field(8080, ge=0, le=65535)
-    models_dir: Path = Field(default_factory=_models_dir, description="Where `sdc models pull` keeps models.")
-    model: Path = Field(BUNDLED_MODEL, description="The default model: its folder, or its name where it is installed.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
+    models_dir: Path = Field(
+        default_factory=_models_dir,
+        description="Where `sdc models pull` keeps models.",
+        json_schema_extra={"default": "~/.local/share/sdc/models"},
+    )
+    model: Path = Field(
+        BUNDLED_MODEL,
+        description="The default model: its folder, or its name where it is installed.",
+        json_schema_extra={"default": BUNDLED_MODEL.name},
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the networks; auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="torch.compile for the sizes warmed up at the start, minutes longer; auto: of large models on a GPU.",
     )
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
-    store_timeout_s: float = Field(10.0, gt=0)
+    store_timeout_s: float = Field(10.0, gt=0, description="Seconds the store may take to answer before a request is 504.")
     render_cache_bytes: int = Field(
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
     )
@@ -76,7 +88,7 @@ class Settings(BaseSettings):
     cors_origins: list[str] = Field(
         default_factory=lambda: ["*"], description="Origins whose pages may read replies, as JSON; * is everybody, [] nobody."
     )
-    max_pixels: int = Field(52_428_800, ge=1, description="Largest picture accepted, 50 x 2**20.")
+    max_pixels: int = Field(52_428_800, ge=1, description="Pixels of the largest picture accepted.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
     max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")
     max_queued_pixels: int = Field(64 << 20, ge=1, description="Pixels of pictures that may be in the service before more are refused.")
@@ -87,8 +99,17 @@ class Settings(BaseSettings):
     max_bodies_bytes: int = Field(256 << 20, ge=1024, description="Bytes of bodies that may be held at once.")
     deadline_s: float = Field(120.0, gt=0, description="A request that cannot be answered within this time is refused.")
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
+    page: bool = Field(True, description="The page at / and POST /compare, which it needs.")
+    compare_max_pixels: int = Field(1 << 20, ge=1, description="Largest picture that is compared: AVIF takes seconds for each megapixel.")
+    compare_at_once: int = Field(2, ge=1, le=64, description="Comparisons at work at once; the next is refused.")
+    compare_per_minute: int = Field(20, ge=1, description="Comparisons for each client address; each replica counts its own.")
     shutdown_s: int = Field(30, ge=1, description="Time given to requests in flight when the service is told to stop.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged; a request is `info`.")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]",
+        description="Base address of an OpenTelemetry collector, http://collector:4318, that gets traces; none: there are none.",
+    )
 
     @model_validator(mode="after")
     def _model_by_name(self) -> Settings:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bench.metrics import Plane, Quality, as_array, measure
 from service.bench.rd import ours
-from service.bench.rivals import RIVALS, at_least
 from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.steps import dequantise
+from service.comparison.metrics import Plane, Quality, as_array, measure
+from service.comparison.rivals import RIVALS, at_least
 from service.errors import WrongModel
 from service.manifest import read_manifest
 from service.pipeline import open_pipeline

@@ -7,7 +7,7 @@ from pytorch_msssim import ms_ssim
 from torch import nn
 from torch.nn import functional as F
 
-from service.bench.features import FeatureDistance
+from service.comparison.features import FeatureDistance
 from training.config import Loss
 from training.networks import squared_error
 from training.ssimulacra import ssimulacra2

@@ -15,17 +15,16 @@ from service.api.services import (
     BODY_DOCUMENTATION,
     STRICT,
     InjectedServices,
-    digest_of,
     disposition,
     needs,
     off_loop_if_large,
     purge_tags,
     read_body,
-    tagged,
 )
 from service.codec import container
 from service.codec.steps import step_size
 from service.errors import NotFound
+from service.storage.keeping import digest_of, tagged
 
 router = APIRouter(prefix="/blobs", dependencies=STRICT)
 NoParameters = Annotated[NoQuery, Query()]

@@ -15,16 +15,17 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import tracing
 from service.api.problems import reply_to, unexpected
 from service.errors import TooManyBytes, UploadTooSlow
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 """W3C Trace Context, section 3.2"""
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499
 """what logs and metrics say of a client that hung up before its request was complete (nginx's number); nobody receives it"""
-WORKING = {"/compress": "compress", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
+WORKING = {"/compress": "compress", "/compare": "compare", "/decompress": "decompress", "/blobs": "blobs", "/render": "render"}
 """first part of a path that needs a slot, and the operation it is counted as"""
 UPLOAD_S, UPLOAD_BYTES_A_SECOND = 20.0, 65536
 """a body may take so long, and a second more for so many bytes that have come"""
@@ -77,13 +78,17 @@ class Telling(HttpMiddleware):
         request_id = offered if SAFE_REQUEST_ID.fullmatch(offered) else os.urandom(16).hex()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        trace = TRACE_PARENT.fullmatch(header(scope, b"traceparent") or "")
-        if trace:
-            structlog.contextvars.bind_contextvars(trace_id=trace.group(1))
-        started, status = time.perf_counter(), 0
+        parent = TRACE_PARENT.fullmatch(header(scope, b"traceparent") or "")
+        span = None
+        if traces.on() and scope["path"] not in QUIET_PATHS:
+            span = tracing.begin(scope, request_id, parent and parent.group(), header(scope, b"tracestate"))
+        if span or parent:
+            structlog.contextvars.bind_contextvars(trace_id=span.trace_id if span else parent and parent.group(1))
+        started, status, sent = time.perf_counter(), 0, 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id.encode())]
@@ -107,10 +112,12 @@ class Telling(HttpMiddleware):
             count, duration = _counters(operation, status)
             count.inc()
             duration.observe(seconds)
-            if scope["path"] not in QUIET_PATHS:
+            if scope["path"] not in QUIET_PATHS:  # the path alone: a query may hold a signature
                 structlog.get_logger().info(
-                    "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
+                    "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1), bytes=sent
                 )
+            if span:
+                tracing.end(span, scope, None if status in (0, CLIENT_GONE) else status, sent)
 
 
 @lru_cache(256)

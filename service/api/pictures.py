@@ -23,12 +23,12 @@ from service.api.services import (
     read_body,
     require_in_time,
     server_timing,
-    tagged,
 )
 from service.batching.refusals import missed
 from service.imaging.writing import FORMATS
 from service.pipeline import CompressOptions, RenderOptions
 from service.storage.blobs import ID_PATTERN
+from service.storage.keeping import tagged
 from service.storage.leases import Lease
 
 router = APIRouter(dependencies=STRICT)

@@ -77,6 +77,8 @@ def reply_to(error: errors.SdcError) -> Response:
         headers["Content-Range"] = f"bytes */{error.size}"
     elif isinstance(error, errors.SizeUnreachable):
         extra["best_bytes"] = error.best_bytes
+    elif isinstance(error, errors.TooManyPixels) and error.max_pixels is not None:
+        extra["max_pixels"] = error.max_pixels
     elif isinstance(error, errors.UnsupportedInput):
         extra["accepted"] = list(ACCEPTED_TYPES)
         headers["Accept"] = ", ".join(ACCEPTED_TYPES)

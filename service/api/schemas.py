@@ -15,6 +15,7 @@ from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX, Box, Fit
 from service.imaging.writing import DEFAULT_QUALITY
 from service.pipeline import MOST_STEPS, parse_steps
+from service.storage.keeping import TAG_PATTERN
 
 
 def _digits(value: object) -> object:
@@ -61,7 +62,7 @@ def complaint(errors: Sequence[Any]) -> str:
     return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
-Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 TAG_FIELD: Any = Field(None, description="A purge tag of your own: renders carry it beside the id.  No part of the id.")
 
 

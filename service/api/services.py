@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,13 +23,13 @@ from service.errors import BadParameter, Gone, NotFound
 from service.pipeline import Compressed, Pipeline
 from service.settings import Scope, Settings
 from service.storage.blobs import BlobStore, Facts
+from service.storage.keeping import add_tag, keep
 from service.storage.leases import Leases
 from service.storage.renders import RenderCache
 
 DEADLINE_HEADER = "SDC-Deadline-Ms"
 TRAVEL_S = 0.03
 """taken off a caller's deadline for the way of the request in and of the reply out"""
-MOST_TAGS = 8
 AT_ONCE_BYTES = 1 << 18
 """so much is hashed in a fifth of a millisecond"""
 
@@ -95,27 +94,11 @@ class Services:
 
     async def store(self, blob_id: str, content: bytes, facts: Facts) -> tuple[bytes, bool]:
         """Store unless another was first; returns what is stored now, and whether this call stored it."""
-        facts = {**facts, "digest": digest_of(content)}
-        if await self.blobs.create(blob_id, content, facts):
-            return content, True
-        stored = await self.blobs.read(blob_id)
-        # None: deleted between the two calls, so the place is free again
-        return (content, await self.blobs.create(blob_id, content, facts)) if stored is None else (stored, False)
+        return await keep(self.blobs, blob_id, content, facts)
 
     async def tag(self, blob_id: str, tag: str | None) -> Facts:
-        """Keep a caller's purge tag beside a stored blob; returns the facts.  Raises BadParameter where it has as many as it may.
-
-        Of two at the same moment the last one stays.
-        """
-        facts = await self.blobs.facts(blob_id)
-        tags = facts.get("tags", [])
-        if tag is None or tag in tags:
-            return facts
-        if len(tags) >= MOST_TAGS:
-            raise BadParameter(f"this picture has {MOST_TAGS} tags, and no picture has more")
-        facts = facts | tagged(*tags, tag)
-        await self.blobs.note(blob_id, facts)
-        return facts
+        """Keep a caller's purge tag beside a stored blob; see ``add_tag``."""
+        return await add_tag(self.blobs, blob_id, tag)
 
     async def _missing(self, blob_id: str) -> NoReturn:
         if await self.blobs.was_deleted(blob_id):
@@ -195,12 +178,6 @@ def server_timing(seconds: dict[str, float]) -> str:
     return ", ".join(f"{stage};dur={value * 1000:.1f}" for stage, value in seconds.items())
 
 
-def tagged(*tags: str | None) -> Facts:
-    """The fact that callers gave these tags."""
-    given = [tag for tag in tags if tag is not None]
-    return {"tags": given} if given else {}
-
-
 def purge_tags(blob_id: str, tags: Iterable[str]) -> dict[str, str]:
     """By which a CDN can be told to forget all variants of a picture, or all that a caller tagged alike.
 
@@ -208,11 +185,6 @@ def purge_tags(blob_id: str, tags: Iterable[str]) -> dict[str, str]:
     """
     all_tags = [blob_id, *tags]
     return {"Cache-Tag": ",".join(all_tags), "Surrogate-Key": " ".join(all_tags)}
-
-
-def digest_of(blob: bytes) -> str:
-    """What a blob's entity tag is made of: 32 hexadecimal characters of its SHA-256."""
-    return hashlib.sha256(blob).hexdigest()[:32]
 
 
 def disposition(name: str) -> str:

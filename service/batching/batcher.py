@@ -28,7 +28,7 @@ from service.batching.durations import Durations
 from service.batching.refusals import missed, stopping
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
 from service.errors import DeviceFailed, SdcError
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
@@ -198,7 +198,7 @@ class Batcher:
         operation, lane = claim.operation, claim.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
         deadline = claim.deadline - claim.processor_s  # it must be coded or written afterwards
-        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply)
+        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply, trace=traces.here())
         self._waiting.add(item)
         self._count(item, +1)
         self._wake.set()

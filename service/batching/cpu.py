@@ -7,6 +7,7 @@ the figures).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 import math
@@ -85,7 +86,8 @@ class CpuPool:
             except RuntimeError:  # the loop is closed: nobody waits any more
                 pass
 
-        future = self._executor.submit(timed)
+        # with the caller's context, so that what is logged there says of which request it is
+        future = self._executor.submit(contextvars.copy_context().run, timed)
         future.add_done_callback(done)
         return await asyncio.wrap_future(future), seconds
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from service.batching.waiting import Batch, Bucket, Item
 from service.errors import DeviceFailed, OutOfMemory, SdcError
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 Operation = Callable[[Sequence[Any]], Sequence[Any]]
 """takes payloads of one shape, returns one result for each, in order; runs on the device thread"""
@@ -71,7 +71,7 @@ class DeviceThread:
         try:
             while (batch := self._row.get()) is not None:
                 self.busy_since = started = self._clock()
-                outcomes = self._outcomes(batch)
+                outcomes = self._traced_outcomes(batch) if traces.on() else self._outcomes(batch)
                 seconds = self._clock() - started
                 self.busy_since = None
                 self._tell(self._finished, batch, outcomes, seconds)
@@ -89,6 +89,16 @@ class DeviceThread:
             self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:
             pass
+
+    def _traced_outcomes(self, batch: Batch) -> list[Outcome]:
+        """``_outcomes``, in a span that is linked to those of the requests."""
+        requests, first = [item.trace for item in batch.items], batch.items[0]
+        with traces.batch(batch.bucket[0], requests, items=len(batch.items), size=batch.size, pixels=batch.size * first.pixels):
+            outcomes = self._outcomes(batch)
+            failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
+            if failed:
+                traces.fail(f"{failed} of {len(outcomes)} items failed")
+        return outcomes
 
     def _outcomes(self, batch: Batch) -> list[Outcome]:
         """What became of each item; an item whose caller left meanwhile is not computed."""

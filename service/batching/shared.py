@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from service.errors import Overloaded
-from service.telemetry import metrics
+from service.telemetry import metrics, traces
 
 Result = TypeVar("Result")
 
@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 class _Run(Generic[Result]):
     task: asyncio.Task[Result]
     waiting: int = 0
+    trace: traces.There = field(default_factory=traces.here)
+    """the span of whoever asked first"""
 
 
 class SharedRuns(Generic[Result]):
@@ -43,6 +45,7 @@ class SharedRuns(Generic[Result]):
                 run = self._runs[key] = _Run(asyncio.ensure_future(call()))
             else:
                 metrics.COALESCED.inc()
+                traces.link(run.trace)
             run.waiting += 1
             try:
                 return await asyncio.shield(run.task)

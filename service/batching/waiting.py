@@ -41,6 +41,8 @@ class Item:
     """whatever the owner of the queue answers by"""
     gone: bool = False
     """the caller left"""
+    trace: Any = None
+    """the span it is part of"""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service.bench.metrics import NAMES, Plane, Quality, measure
 from service.bench.pictures import as_png
-from service.bench.rivals import RIVALS, at_least
 from service.bench.serving import Server, serving
 from service.bench.show import side_by_side
+from service.comparison.metrics import NAMES, Plane, Quality, measure
+from service.comparison.rivals import RIVALS, at_least
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 BITS_PER_PIXEL = 0.155

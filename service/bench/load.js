@@ -24,6 +24,10 @@ const accepted = new Trend('accepted_ms', true);
 const refused = new Trend('refused_ms', true);
 const failed = new Counter('failed');
 const lawless = new Counter('refused_without_retry_after');
+// One metric a second of the run and of the wait for its last replies: percentiles over time without a file of samples.
+const seconds = Array.from({ length: Number(__ENV.SECONDS) + 120 }, (_, n) => n);
+const acceptedIn = seconds.map((n) => new Trend(`accepted_in_second_${n}`, true));
+const refusedIn = seconds.map((n) => new Counter(`refused_in_second_${n}`));
 
 export default function () {
   const n = exec.scenario.iterationInTest;
@@ -41,10 +45,13 @@ export default function () {
     // Another quality is another render: identical ones would share a run.
     reply = http.get(`${url}?q=${50 + (Math.floor(n / jobs.length) % 30)}`, { headers, timeout: '120s' });
   }
+  const second = Math.min(Math.floor((Date.now() - exec.scenario.startTime) / 1000), seconds.length - 1);
   if (reply.status === 200 || reply.status === 201) {
     accepted.add(reply.timings.duration);
+    acceptedIn[second].add(reply.timings.duration);
   } else if (reply.status === 503) {
     refused.add(reply.timings.duration);
+    refusedIn[second].add(1);
     if (!/^[1-9][0-9]*$/.test(reply.headers['Retry-After'] || '')) lawless.add(1);
   } else {
     failed.add(1);

@@ -10,6 +10,7 @@ import asyncio
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -28,12 +29,14 @@ import numpy as np
 import skimage.data
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
+from service.bench import report as written
+from service.bench import tables
 from service.bench.pictures import machine
+from service.bench.results import HungUp, LoadReport, Operation, Percentiles, Second, Stage, about
 from service.bench.serving import Server, serving
 from service.errors import BadParameter
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.pipeline import CompressOptions, Pipeline, RenderOptions, load_model, open_pipeline
 from service.settings import Settings
 
 SCRIPT = Path(__file__).with_name("load.js")
@@ -43,6 +46,7 @@ SMALLEST, LARGEST = 256, 1024
 ALIKE = 512
 BITS_PER_PIXEL = 0.155
 OPERATIONS = ("compress", "render")
+DEVICE_OPERATIONS = {"compress": "encode", "render": "render"}
 BATCHES = (1, 2, 4)
 ROUNDS = 3
 DEADLINE_FACTOR = 5
@@ -58,18 +62,19 @@ Job = tuple[bytes, int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What k6 saw; times in ms."""
+    """What k6 saw."""
 
     accepted: int
     refused: int
     failed: int
     lawless: int
-    median: float
-    p95: float
-    p99: float
-    refused_p99: float
+    latency: Percentiles
+    """of the accepted"""
+    refusal: Percentiles
+    """of the refused"""
     dropped: int
     """requests that k6 could not send in time"""
+    timeline: list[Second]
 
     @property
     def refused_share(self) -> float:
@@ -200,16 +205,18 @@ class Load:
         def of(metric: str, value: str) -> float:
             return float(found.get(metric, {}).get(value, 0))
 
+        def percentiles(metric: str) -> Percentiles:
+            return Percentiles(median=of(metric, "med"), p95=of(metric, "p(95)"), p99=of(metric, "p(99)"))
+
         return Outcome(
             accepted=int(of("accepted_ms", "count")),
             refused=int(of("refused_ms", "count")),
             failed=int(of("failed", "count")),
             lawless=int(of("refused_without_retry_after", "count")),
-            median=of("accepted_ms", "med"),
-            p95=of("accepted_ms", "p(95)"),
-            p99=of("accepted_ms", "p(99)"),
-            refused_p99=of("refused_ms", "p(99)"),
+            latency=percentiles("accepted_ms"),
+            refusal=percentiles("refused_ms"),
             dropped=int(of("dropped_iterations", "count")),
+            timeline=timeline(found),
         )
 
     def run(self, operation: str, rate: float, seconds: float, deadline_ms: float = 0) -> Outcome:
@@ -241,6 +248,61 @@ class Load:
         return best
 
 
+def timeline(found: dict[str, dict[str, float]]) -> list[Second]:
+    """Second by second, from the metrics that k6 kept for each; a second without a reply between two others is there too."""
+    numbers = [int(name.rpartition("_")[2]) for name in found if name.startswith(("accepted_in_second_", "refused_in_second_"))]
+    made = []
+    for at in range(min(numbers, default=0), max(numbers, default=-1) + 1):
+        accepted, refused = found.get(f"accepted_in_second_{at}", {}), found.get(f"refused_in_second_{at}", {})
+        second = Second(
+            at=at,
+            accepted=int(accepted.get("count", 0)),
+            refused=int(refused.get("count", 0)),
+            median_ms=accepted.get("med"),
+            p95_ms=accepted.get("p(95)"),
+        )
+        made.append(second)
+    return made
+
+
+def batches(grown: dict[str, float], operation: str) -> dict[str, int]:
+    """How many batches had at most so many items and more than the bound before, from what the service's histogram grew by."""
+    below, found = 0, {}
+    for bound, count in buckets(grown, "sdc_batch_size", f"op={operation}"):
+        found[f"{bound:g}"], below = round(count) - below, round(count)
+    return {bound: count for bound, count in found.items() if bound != "inf" or count}
+
+
+def stages(grown: dict[str, float]) -> list[Stage]:
+    """Every stage that was gone through, the longest first."""
+    prefix = "sdc_stage_seconds_count{stage="
+    names = [name.removeprefix(prefix)[:-1] for name, count in grown.items() if name.startswith(prefix) and count > 0]
+    found = []
+    for name in names:
+        count = grown[f"{prefix}{name}}}"]
+        mean = 1000 * grown[f"sdc_stage_seconds_sum{{stage={name}}}"] / count
+        p95 = 1000 * quantile(buckets(grown, "sdc_stage_seconds", f"stage={name}"), 0.95)
+        found.append(Stage(name=name, count=round(count), mean_ms=round(max(0.0, mean), 3), p95_ms=round(p95, 3)))
+    return sorted(found, key=lambda stage: -stage.mean_ms)
+
+
+def buckets(grown: dict[str, float], histogram: str, label: str) -> list[tuple[float, float]]:
+    """Upper bounds, rising, and how many were no greater."""
+    prefix, suffix = f"{histogram}_bucket{{le=", f",{label}}}"
+    pairs = [(name.removeprefix(prefix), count) for name, count in grown.items() if name.startswith(prefix) and name.endswith(suffix)]
+    return sorted((float(name.removesuffix(suffix)), count) for name, count in pairs)
+
+
+def quantile(pairs: list[tuple[float, float]], share: float) -> float:
+    """As Prometheus' histogram_quantile: linear inside a bucket; the greatest finite bound for what lies beyond it."""
+    wanted, lower, below = share * pairs[-1][1], 0.0, 0.0
+    for bound, count in pairs:
+        if count >= wanted and count > below:
+            return lower if math.isinf(bound) else lower + (bound - lower) * (wanted - below) / (count - below)
+        lower, below = bound, count
+    return lower
+
+
 async def hang_up(server: Server, jobs: list[Job], count: int, per_second: float) -> None:
     """``count`` clients that send a whole photograph and leave a moment later."""
     rng, address = random.Random(2), urlsplit(server.base)
@@ -262,53 +324,60 @@ async def hang_up(server: Server, jobs: list[Job], count: int, per_second: float
     await asyncio.gather(*(one(number) for number in range(count)))
 
 
-def main(settings: Settings, seconds: float, out: Console) -> None:
-    """Run and print.  ``seconds`` is the length of the overload; the other parts are in proportion."""
+def main(settings: Settings, seconds: float, folder: Path, out: Console) -> None:
+    """Run, print, write the report.  ``seconds`` is the length of the overload; the rest is in proportion."""
+    written.prepare(folder)
+    report = run(settings, seconds, out)
+    out.print(tables.load(report))
+    out.print(tables.hung_up(report), highlight=False)
+    out.print(tables.idle(report), highlight=False)
+    written.write_load(folder, report)
+    out.print(f"written: {folder / written.HTML}", highlight=False, markup=False, soft_wrap=True)
+
+
+def run(settings: Settings, seconds: float, out: Console) -> LoadReport:
+    """Measure everything."""
     jobs = mixed_pictures()
     part = max(4.0, seconds / 4)
     sizes = [Image.open(io.BytesIO(source)).size for source, _ in jobs]
     megapixels = float(np.mean([width * height for width, height in sizes])) / 1e6
     pictures = f"{len(jobs)} photographs of {SMALLEST} to {LARGEST} pixels a side, {megapixels:.2f} MP in the mean"
     out.print(f"{machine()}; {pictures}", highlight=False)
+    engine, codec = load_model(settings)
+    where = about(engine.description, codec.model_identity)
+    del engine
     bare = asyncio.run(bare_loop(settings, jobs, part / 3))
     alike = asyncio.run(bare_loop(settings, photographs([(ALIKE, ALIKE)] * COUNT), part / 3))
-    table = Table("", *OPERATIONS, title="the service under load, and its bare loop")
-    rows: dict[str, list[str]] = {}
-
-    def tell(label: str, value: str) -> None:
-        rows.setdefault(label, []).append(value)
-
     with (
         tempfile.TemporaryDirectory() as name,
         serving(Path(name), Path(name) / "log", SDC_MODEL=str(settings.model), SDC_LOG_LEVEL="error", SDC_RENDER_CACHE_BYTES="0") as server,
     ):
         load = Load(server, Path(name), jobs)
         idle = _idle(server, part)
-        for operation in OPERATIONS:
-            tell("bare loop, pictures/s, batches of " + ", ".join(map(str, BATCHES)), _listed(bare[operation]))
-            tell(f"the same, all {ALIKE}x{ALIKE}", _listed(alike[operation]))
-        capacity = {operation: _measure(load, settings, operation, bare[operation], seconds, part, tell) for operation in OPERATIONS}
-        hung = _hang_ups(load, capacity["compress"] / 4, part)
-    for label, values in rows.items():
-        table.add_row(label, *values)
-    out.print(table)
-    out.print(hung, highlight=False)
-    out.print(f"idle: {100 * idle:.2f} % of one processor over {part:.0f} s", highlight=False)
+        operations = {
+            operation: _measure(load, settings, operation, bare[operation], alike[operation], seconds, part) for operation in OPERATIONS
+        }
+        hung = _hang_ups(load, operations["compress"].capacity[0] / 4, part)
+    return LoadReport(
+        about=where,
+        pictures=pictures,
+        alike_side=ALIKE,
+        saturation=SATURATION,
+        deadline_factor=DEADLINE_FACTOR,
+        operations=operations,
+        hung_up=hung,
+        idle_share=idle,
+        idle_seconds=part,
+    )
 
 
 def _measure(
-    load: Load,
-    settings: Settings,
-    operation: str,
-    bare: dict[int, float],
-    seconds: float,
-    part: float,
-    tell: Callable[[str, str], None],
-) -> float:
-    """One operation: throughput, capacity, overload; returns the capacity."""
+    load: Load, settings: Settings, operation: str, bare: dict[int, float], alike: dict[int, float], seconds: float, part: float
+) -> Operation:
+    """One operation: throughput, capacity, overload."""
     best = max(bare, key=lambda batch: bare[batch])
     unloaded = load.run(operation, 0.2 * bare[best], part)
-    deadline = DEADLINE_FACTOR * unloaded.p95
+    deadline = DEADLINE_FACTOR * unloaded.latency.p95
     # In turn, because a machine that others use too is not as quick as it was ten minutes ago.
     alone, reached = [], []
     for _ in range(ROUNDS):
@@ -319,40 +388,42 @@ def _measure(
     overload = load.run(operation, 4 * capacity, seconds, deadline)
     time.sleep(1)
     after = load.server.metrics()
-    beside = (capacity, load.capacity(operation, capacity or reached[-1], part, deadline))
-    grown = (after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]) / 2**20
-    goodput = overload.accepted / seconds
-    tell("in turn: bare loop in its best batches", ", ".join(f"{each:.1f}" for each in alone))
-    tell(f"in turn: HTTP, asked for {SATURATION} times the bare loop", ", ".join(f"{each:.1f}" for each in reached))
-    tell("saturating HTTP of the bare loop, the best of each", f"{max(reached) / max(alone):.2f}")
-    tell("unloaded p95, ms", f"{unloaded.p95:.0f}")
-    tell(f"deadline, {DEADLINE_FACTOR} times that, ms", f"{deadline:.0f}")
-    tell("capacity (under 1 % refused) before and after the overload, pictures/s", ", ".join(f"{each:.2f}" for each in beside))
-    tell(f"overload: offered for {seconds:.0f} s, requests/s", f"{4 * capacity:.1f}")
-    tell("overload: goodput, pictures/s", f"{goodput:.2f}")
-    tell("overload: goodput of the mean of the two", f"{goodput / float(np.mean(beside)):.2f}" if all(beside) else "-")
-    tell("overload: accepted, median / p99 ms", f"{overload.median:.0f} / {overload.p99:.0f}")
-    tell("overload: p99 of the deadline", f"{overload.p99 / deadline:.2f}")
-    tell("overload: refused 503 / p99 ms", f"{overload.refused} / {overload.refused_p99:.0f}")
-    tell("overload: 503 without an integer Retry-After", f"{overload.lawless}")
-    tell("overload: anything else / not sent in time", f"{overload.failed} / {overload.dropped}")
-    tell("overload: memory grew by, MiB", f"{grown:.0f}")
-    tell("gauges afterwards", _gauges(after))
-    return capacity
+    beside = [capacity, load.capacity(operation, capacity or reached[-1], part, deadline)]
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return Operation(
+        bare=bare,
+        alike=alike,
+        alone=alone,
+        http=reached,
+        unloaded=unloaded.latency,
+        deadline_ms=deadline,
+        capacity=beside,
+        offered=4 * capacity,
+        seconds=seconds,
+        accepted=overload.accepted,
+        refused=overload.refused,
+        failed=overload.failed,
+        lawless=overload.lawless,
+        dropped=overload.dropped,
+        latency=overload.latency,
+        refusal=overload.refusal,
+        grown_mib=grown["process_resident_memory_bytes"] / 2**20,
+        gauges=_gauges(after),
+        batches=batches(grown, DEVICE_OPERATIONS[operation]),
+        stages=stages(grown),
+        timeline=overload.timeline,
+    )
 
 
-def _listed(values: dict[int, float]) -> str:
-    return ", ".join(f"{value:.1f}" for value in values.values())
+def _gauges(samples: dict[str, float]) -> dict[str, float]:
+    return {name: samples.get(name, 0.0) for name in GAUGES}
 
 
-def _gauges(samples: dict[str, float]) -> str:
-    return ", ".join(f"{name.removeprefix('sdc_')} {samples.get(name, 0):g}" for name in GAUGES)
-
-
-def _hang_ups(load: Load, rate: float, part: float) -> str:
+def _hang_ups(load: Load, rate: float, part: float) -> HungUp:
     """Clients that leave, beside a calm flow of clients that stay."""
     before = load.server.metrics()
-    with load.running("compress", rate, part + HANGUPS / HANGUPS_A_SECOND) as process:
+    seconds = HANGUPS / HANGUPS_A_SECOND
+    with load.running("compress", rate, part + seconds) as process:
         asyncio.run(hang_up(load.server, load.jobs, HANGUPS, HANGUPS_A_SECOND))
         stayed = load.result(process)
     time.sleep(1)
@@ -361,11 +432,15 @@ def _hang_ups(load: Load, rate: float, part: float) -> str:
     def grew(name: str) -> int:
         return round(after.get(name, 0.0) - before.get(name, 0.0))
 
-    gone, done = grew("sdc_requests_total{code=499,op=compress}"), grew("sdc_requests_total{code=201,op=compress}")
-    return (
-        f"{HANGUPS} clients hung up in {HANGUPS / HANGUPS_A_SECOND:.0f} s: {gone} left inside, "
-        f"{grew('sdc_batch_size_sum{op=encode}') - done} of them had reached the device; "
-        f"beside them {stayed.accepted} stayed and were served, {stayed.refused} refused, {stayed.failed} failed; {_gauges(after)}"
+    return HungUp(
+        clients=HANGUPS,
+        seconds=seconds,
+        inside=grew("sdc_requests_total{code=499,op=compress}"),
+        computed=grew("sdc_batch_size_sum{op=encode}") - grew("sdc_requests_total{code=201,op=compress}"),
+        served=stayed.accepted,
+        refused=stayed.refused,
+        failed=stayed.failed,
+        gauges=_gauges(after),
     )
 
 

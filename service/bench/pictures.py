@@ -29,7 +29,7 @@ def load(folder: Path, crop: int, limit: int | None) -> dict[str, Plane]:
         if crop:
             top, left = (height - crop) // 2, (width - crop) // 2
             rgb = np.ascontiguousarray(rgb[top : top + crop, left : left + crop])
-        found[path.stem] = rgb
+        found[path.name if path.stem in found else path.stem] = rgb  # cat.jpg beside cat.png
         if limit is not None and len(found) == limit:
             break
     if not found:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from service.bench import pictures as source
 from service.bench.pictures import Plane
 from service.bench.rd import REFERENCE_PIXELS, ours
-from service.bench.rivals import RIVALS, at_least
+from service.comparison.rivals import RIVALS, at_least
 from service.errors import BadParameter
 from service.pipeline import open_pipeline
 from service.settings import Settings

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.bench import pictures as source
-from service.bench.metrics import Plane
+from service.comparison.metrics import Plane
 from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
 

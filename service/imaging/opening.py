@@ -56,7 +56,7 @@ def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise AnimatedPicture("the picture has more than one frame: send a single one")
     if image.width * image.height > max_pixels:
-        raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted")
+        raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted", max_pixels)
     if max(image.size) > max_side:
         raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
     return image

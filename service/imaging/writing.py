@@ -47,7 +47,7 @@ def write_picture(picture: Picture, extension: str, quality: int = DEFAULT_QUALI
     """
     out = io.BytesIO()
     if extension == "jpg":
-        _on_white(picture).save(out, "JPEG", quality=quality, optimize=True, progressive=True)
+        on_white(picture).save(out, "JPEG", quality=quality, optimize=True, progressive=True)
     elif extension == "png":
         picture.image().save(out, "PNG", compress_level=6)
     elif extension == "webp":
@@ -79,7 +79,8 @@ def read_alpha(content: bytes, width: int, height: int) -> Plane:
         raise CorruptBlob("the alpha section is damaged") from error
 
 
-def _on_white(picture: Picture) -> Image.Image:
+def on_white(picture: Picture) -> Image.Image:
+    """As it looks on a white page: RGB."""
     image = Image.fromarray(picture.rgb)
     if picture.alpha is None:
         return image

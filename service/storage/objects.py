@@ -195,13 +195,16 @@ def open_store(url: str, timeout_s: float = 10.0) -> Objects:
             return Objects(LocalStore(folder), timeout_s)
         if parts.scheme == "memory":
             return Objects(MemoryStore(), timeout_s)
-        return Objects(_remote(url, timeout_s), timeout_s)
+        return Objects(remote(url, timeout_s), timeout_s)
     except (OSError, ValueError, BaseError) as error:
         raise StoreUnavailable(f"the store {parts.scheme}:// cannot be opened: {_first_line(error)}") from error
 
 
-def _remote(url: str, timeout_s: float) -> ObjectStore:
-    """A request that hangs is cut in time for another try, and nothing is tried when nobody waits any more."""
+def remote(url: str, timeout_s: float) -> ObjectStore:
+    """An object store by its address, neither a folder nor memory.
+
+    A request that hangs is cut in time for another try, and nothing is tried when nobody waits any more.  Raises what obstore raises.
+    """
     part = timedelta(seconds=timeout_s / 2)
     # these options replace the environment's, so what an endpoint without TLS needs is said again
     plain = any(os.environ.get(name, "").lower().startswith(("http://", "true")) for name in PLAIN_HTTP)

@@ -1,1 +1,1 @@
-"""Metrics and logs.  May be used by every module, imports none."""
+"""Metrics, logs and traces.  May be used by every module, imports none but the errors."""

@@ -5,8 +5,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api.access import Access
-from service.api.services import MOST_TAGS
 from service.codec import container
+from service.storage.keeping import MOST_TAGS
 from tests.conftest import make_picture, png
 
 PHOTO = png(make_picture(50, 70, 9))

@@ -89,6 +89,7 @@ def inflight() -> float:
 def test_what_needs_a_slot() -> None:
     working = {
         "/compress": "compress",
+        "/compare": "compare",
         "/decompress": "decompress",
         "/blobs": "blobs",
         "/blobs/x/info": "blobs",

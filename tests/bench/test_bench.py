@@ -4,48 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
-from service.bench import code, features, pictures, rd, show
-from service.bench.features import FeatureDistance
-from service.bench.metrics import measure
-from service.bench.rivals import RIVALS, at_least
+from service.bench import code, pictures, rd, show
 from service.errors import BadParameter
 from service.pipeline import open_pipeline
 from service.settings import Settings
 from tests.conftest import Plane, make_picture, png
-
-
-def test_folding_does_not_change_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right = torch.rand(2, 2, 3, 96, 96) * 2 - 1
-    folded = FeatureDistance("lite0")(left, right)
-    monkeypatch.setattr(features, "_fold", lambda network: network)
-    plain = FeatureDistance("lite0")(left, right)
-    assert torch.allclose(folded, plain, rtol=1e-3)
-    assert (plain > 0.1).all()
-
-
-def test_worse_pictures_measure_worse(photo: Plane) -> None:
-    rng = np.random.default_rng(0)
-    noisy = [np.clip(photo + rng.normal(0, sigma, photo.shape), 0, 255).astype(np.uint8) for sigma in (3, 30)]
-    same, little, much = measure(photo, photo), measure(photo, noisy[0]), measure(photo, noisy[1])
-    assert same.psnr > little.psnr > much.psnr
-    assert same.ms_ssim > little.ms_ssim > much.ms_ssim
-    assert same.ssimulacra2 > little.ssimulacra2 > much.ssimulacra2
-    assert same.feature < little.feature < much.feature
-
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_rival_gets_the_lowest_quality_with_at_least_our_bytes(name: str, photo: Plane) -> None:
-    encode = RIVALS[name]
-    size = 6000
-    content, shown = at_least(encode, photo, size)
-    assert len(content) >= size
-    assert shown.shape == photo.shape
-    sizes = {len(encode(Image.fromarray(photo), quality)) for quality in range(0, 100, 5)}
-    assert len(content) <= min(each for each in sizes if each >= size)
 
 
 def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Plane) -> None:
@@ -55,6 +21,8 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
     assert list(found) == ["a"]
     assert (found["a"] == photo[50:250, 125:325]).all()
     assert len(pictures.load(tmp_path, 0, None)) == 2
+    Image.fromarray(photo).save(tmp_path / "a.webp")
+    assert list(pictures.load(tmp_path, 0, None)) == ["a", "a.webp", "b"]
     with pytest.raises(BadParameter):
         pictures.load(tmp_path, 900, None)
 
@@ -62,12 +30,12 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
 def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
     (tmp_path / "cat.png").write_bytes(png(photo))
     out = Console(file=io.StringIO(), width=200)
-    rd.main(bundled_settings, tmp_path, [5089], 256, None, tmp_path / "figures.json", out, handicap=True)
+    rd.main(bundled_settings, rd.Terms(tmp_path, (5089,), crop=256, handicap=True), tmp_path / "out", out)
     code.main(bundled_settings, tmp_path, 256, None, out)
     printed = out.file.getvalue()  # type: ignore[attr-defined]
     for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "latent / palette"):
         assert word in printed
-    assert (tmp_path / "figures.json").stat().st_size > 100
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "curves.svg", "README.md"}
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.bench.load import Load, mixed_pictures
+from service.bench.load import Load, batches, mixed_pictures, stages, timeline
 from service.bench.serving import Server
 
 
@@ -77,8 +77,13 @@ def test_requests_leave_at_a_constant_rate_whatever_the_server_does(stub: Stub, 
     assert outcome.accepted == pytest.approx(len(stub.arrived) / 3, abs=1)
     assert outcome.lawless == pytest.approx(len(stub.arrived) / 3, abs=1)
     assert outcome.failed == outcome.dropped == 0
-    assert outcome.median >= 500
+    assert outcome.latency.median >= 500
     assert stub.deadlines == {"700"}
+    assert [second.at for second in outcome.timeline] == list(range(len(outcome.timeline)))
+    assert 3 <= len(outcome.timeline) <= 9
+    assert sum(second.accepted for second in outcome.timeline) == outcome.accepted
+    assert sum(second.refused for second in outcome.timeline) == outcome.refused
+    assert all((second.median_ms is None) == (second.accepted == 0) for second in outcome.timeline)
 
 
 def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
@@ -95,3 +100,45 @@ def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
 
 def test_the_pictures_are_the_same_every_time() -> None:
     assert mixed_pictures() == mixed_pictures()
+
+
+GROWN = {
+    "sdc_batch_size_bucket{le=1.0,op=encode}": 3.0,
+    "sdc_batch_size_bucket{le=2.0,op=encode}": 3.0,
+    "sdc_batch_size_bucket{le=4.0,op=encode}": 10.0,
+    "sdc_batch_size_bucket{le=+Inf,op=encode}": 10.0,
+    "sdc_batch_size_bucket{le=+Inf,op=render}": 99.0,
+    "sdc_stage_seconds_count{stage=encode}": 10.0,
+    "sdc_stage_seconds_sum{stage=encode}": 0.5,
+    "sdc_stage_seconds_bucket{le=0.025,stage=encode}": 0.0,
+    "sdc_stage_seconds_bucket{le=0.05,stage=encode}": 5.0,
+    "sdc_stage_seconds_bucket{le=0.1,stage=encode}": 10.0,
+    "sdc_stage_seconds_bucket{le=+Inf,stage=encode}": 10.0,
+    "sdc_stage_seconds_count{stage=queue}": 4.0,
+    "sdc_stage_seconds_sum{stage=queue}": 400.0,
+    "sdc_stage_seconds_bucket{le=60.0,stage=queue}": 1.0,
+    "sdc_stage_seconds_bucket{le=+Inf,stage=queue}": 4.0,
+    "sdc_stage_seconds_count{stage=write}": 0.0,
+    "sdc_stage_seconds_sum{stage=write}": 0.0,
+}
+"""what a server's metrics grew by"""
+
+
+def test_batches_and_stages_are_what_the_histograms_grew_by() -> None:
+    assert batches(GROWN, "encode") == {"1": 3, "2": 0, "4": 7}
+    queue, encode = stages(GROWN)
+    assert (queue.name, queue.count, queue.mean_ms, queue.p95_ms) == ("queue", 4, 100_000, 60_000)
+    assert (encode.name, encode.count, encode.mean_ms) == ("encode", 10, 50)
+    assert encode.p95_ms == pytest.approx(50 + 50 * 0.9)
+
+
+def test_a_second_without_replies_is_in_the_timeline() -> None:
+    found = {
+        "accepted_in_second_3": {"count": 2, "med": 5.0, "p(95)": 9.0},
+        "refused_in_second_5": {"count": 1},
+        "accepted_ms": {"count": 2},
+    }
+    assert [(second.at, second.accepted, second.refused, second.median_ms) for second in timeline(found)] == [
+        (3, 2, 0, 5.0), (4, 0, 0, None), (5, 0, 1, None)
+    ]  # fmt: skip
+    assert timeline({"accepted_ms": {"count": 2}}) == []

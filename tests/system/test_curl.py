@@ -1,5 +1,6 @@
 """The README's curl lines, run by the real curl against a real server, word for word but for the port."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from PIL import Image
 
 from service.bench.serving import Server, serving
 from tests.conftest import Plane, filled
+from tests.docs.blocks import block
 
 pytestmark = pytest.mark.system
 README, API = (Path(__file__).parents[2] / name for name in ("README.md", "docs/API.md"))
@@ -106,3 +108,21 @@ def node(script: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_javascript_paints_before_the_picture_is_there(server: Server, tmp_path: Path, photo: Plane) -> None:
+    """The page's snippet as a browser would run it: `image` and `file` are the page's, and addresses are relative to it."""
+    Image.fromarray(photo).save(tmp_path / "cat.jpg", quality=95)
+    snippet = block("docs/API.md", "const { preview, color")
+    assert snippet in API.read_text()
+    page = f"""
+        import {{ readFile }} from 'node:fs/promises';
+        const over = globalThis.fetch, fetch = (path, options) => over('{server.base}' + path, options);
+        const file = await readFile('cat.jpg'), image = {{ style: {{}} }};
+        {snippet}
+        const shown = await fetch(image.src);
+        console.log(JSON.stringify({{ ...image, type: shown.headers.get('content-type') }}));
+    """
+    told = json.loads(node(page, tmp_path))
+    assert re.fullmatch(r"#[0-9a-f]{6} center / cover url\(data:image/\w+;base64,[\w+/=]+\)", told["style"]["background"])
+    assert (told["width"], told["height"], told["type"]) == (451, 300, "image/webp")

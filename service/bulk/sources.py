@@ -1,0 +1,231 @@
+"""Where photographs come from: a folder, a prefix of an object store, or a manifest that names them.
+
+Names are listed one after the other and never held all at once; what they name is read by ``Reader``, perhaps by another process.
+Whether a file is a photograph is decided by its bytes, so everything is listed but hidden files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from service.bulk.parquet import column_of
+from service.bulk.rows import UNKNOWN, Source
+from service.errors import BadParameter, NotFound, StoreUnavailable
+from service.storage.objects import Objects, open_store, remote
+
+JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
+LISTING_S = 60.0
+"""for a page of a listing"""
+LISTED_AT_ONCE = 1000
+"""names in one answer of an object store"""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was given as SOURCE, understood."""
+
+    base: str
+    """absolute folder, or address of a prefix: names are below it"""
+    manifest: Path | None = None
+    """names the sources; None: they are listed"""
+
+    @property
+    def remote(self) -> bool:
+        return "://" in self.base
+
+
+def understand(given: str, base: str | None = None) -> Origin:
+    """A folder, ``file://`` or other address of a prefix, or a local manifest, by its suffix.
+
+    Args:
+        given: as a person wrote it.
+        base: what the names in a manifest are below, instead of its folder.
+
+    Raises BadParameter for what is none of these.
+    """
+    suffix = PurePosixPath(urlsplit(given).path if "://" in given else given).suffix.lower()
+    if suffix in JSON_LINES + PARQUET:
+        path = Path(_local(given))
+        if not path.is_file():
+            raise BadParameter(f"there is no file {given}: a manifest must be a file on this machine")
+        return Origin(_local(base) if base else str(path.absolute().parent), path)
+    if base:
+        raise BadParameter("--base is for a manifest: what is listed lies below SOURCE")
+    place = _local(given)
+    if "://" in place:
+        return Origin(place.rstrip("/"))
+    if not Path(place).is_dir():
+        wanted = "a folder, an address such as s3://bucket/prefix, or a manifest (.jsonl, .parquet)"
+        raise BadParameter(f"{given} is no folder: SOURCE is {wanted}")
+    return Origin(place)
+
+
+def _local(place: str) -> str:
+    """A path or ``file://`` address as an absolute path; any other address as it is."""
+    parts = urlsplit(place)
+    if parts.scheme == "file":
+        return str(Path(unquote(parts.path)).absolute())
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def address_of(place: str) -> str:
+    """A path as a ``file://`` address; any address as it is."""
+    return place if "://" in place else Path(place).absolute().as_uri()
+
+
+def refuse_overlap(origin: Origin, destination: str, manifest: Path | None = None) -> None:
+    """Raise BadParameter where what is written would be listed, or takes the place of what is read."""
+    if manifest is not None and origin.manifest is not None and manifest.absolute() == origin.manifest.absolute():
+        raise BadParameter("--manifest is SOURCE itself, and a run that is cut short would shorten it: give another path")
+    inner = _local(destination).rstrip("/") + "/"
+    if origin.manifest is None and inner.startswith(origin.base.rstrip("/") + "/"):
+        raise BadParameter("DEST lies in SOURCE, so what is written would be read again: give another place")
+
+
+def listed(origin: Origin, match: list[str], column: str = "source") -> Iterator[Source]:
+    """All sources, one after the other, in no particular order.
+
+    Args:
+        origin: of ``understand``.
+        match: patterns as of a shell, of which a name below SOURCE has one, whatever its case; none: every name.  Not for manifests.
+        column: of a manifest, that has the names.
+
+    Raises BadParameter for a manifest without that column, StoreUnavailable when an object store does not list.
+    """
+    if origin.manifest is not None:
+        return _in_manifest(origin.manifest, column)
+    patterns = [pattern.lower() for pattern in match]
+    found = _in_store(origin.base) if origin.remote else _in_folder(Path(origin.base))
+    return (each for each in found if not patterns or any(fnmatchcase(each.source.lower(), pattern) for pattern in patterns))
+
+
+def _in_folder(folder: Path) -> Iterator[Source]:
+    """Files at any depth; links to files are followed, links to folders are not: they may lead in circles."""
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif entry.is_file():
+                        yield Source(_name(folder, Path(entry.path)), entry.stat().st_size)
+        except OSError as error:
+            yield Source(_name(folder, here), UNKNOWN, f"this folder cannot be listed: {error.strerror}")
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Below the folder.  One that is not UTF-8 cannot stand in a manifest: it is written with escapes, and will not be found."""
+    return str(path.relative_to(folder)).encode(errors="backslashreplace").decode()
+
+
+def _in_store(address: str) -> Iterator[Source]:
+    try:
+        store = from_url(address) if urlsplit(address).scheme == "file" else remote(address, LISTING_S)
+        for part in obstore.list(store, chunk_size=LISTED_AT_ONCE):
+            for each in part:
+                if not any(step.startswith(".") for step in each["path"].split("/")):
+                    yield Source(each["path"], int(each["size"]))
+    except (OSError, ValueError, BaseError) as error:
+        raise StoreUnavailable(f"{address} cannot be listed: {str(error).splitlines()[0]}") from error
+
+
+def _in_manifest(path: Path, column: str) -> Iterator[Source]:
+    values = _json_lines(path, column) if path.suffix.lower() in JSON_LINES else column_of(path, column)
+    for number, value in enumerate(values, 1):
+        if isinstance(value, str) and value:
+            yield Source(value)
+        else:
+            yield Source(f"{path.name}:{number}", UNKNOWN, f"entry {number} of {path.name} has no name of a source in '{column}'")
+
+
+def _json_lines(path: Path, column: str) -> Iterator[Any]:
+    """The column's value of each line, None where a line has none; the first line that is no object tells a wrong kind of file."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if number == 1 and not (isinstance(entry, dict) and column in entry):
+                raise BadParameter(f"the first line of {path.name} is no JSON object with '{column}': --column names the column of sources")
+            yield entry.get(column) if isinstance(entry, dict) else None
+
+
+class Reader:
+    """The bytes that names stand for.  Used on one event loop.
+
+    Args:
+        base: of the ``Origin``; names that are addresses or absolute paths need none.
+        timeout_s: of each call of an object store.
+    """
+
+    def __init__(self, base: str, timeout_s: float) -> None:
+        self._base, self._timeout_s = base, timeout_s
+        self._stores: dict[str, Objects] = {}
+
+    async def size(self, name: str) -> int:
+        """Length of a source; raises NotFound and StoreUnavailable."""
+        objects, path = self._place(name)
+        if objects is None:
+            return await asyncio.to_thread(_told, name, lambda: Path(path).stat().st_size)
+        length = await objects.size(path)
+        return _found(name, length)
+
+    async def read(self, name: str) -> bytes:
+        """A source's bytes; raises NotFound and StoreUnavailable."""
+        objects, path = self._place(name)
+        if objects is None:
+            return await asyncio.to_thread(_told, name, Path(path).read_bytes)
+        return _found(name, await objects.read(path))
+
+    def _place(self, name: str) -> tuple[Objects | None, str]:
+        """The store, None for this machine's files, and the path in it."""
+        if "://" in name:
+            parts = urlsplit(name)
+            if parts.scheme == "file":
+                return None, unquote(parts.path)
+            return self._store(f"{parts.scheme}://{parts.netloc}"), unquote(parts.path).lstrip("/")
+        if "://" in self._base:
+            return self._store(self._base), name
+        return None, str(Path(self._base, name))
+
+    def _store(self, address: str) -> Objects:
+        if address not in self._stores:
+            self._stores[address] = open_store(address, self._timeout_s)
+        return self._stores[address]
+
+
+def _found(name: str, value: Found | None) -> Found:
+    if value is None:
+        raise NotFound(f"there is no {name}")
+    return value
+
+
+def _told(name: str, call: Callable[[], Found]) -> Found:
+    """Call, and say in our words why a file of this machine cannot be read."""
+    try:
+        return call()
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no {name}") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise NotFound(f"there is no {name} that can be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"{name} cannot be read: {error.strerror}") from error

@@ -1,0 +1,111 @@
+"""The table of the settings: the document's is the generated one, and nobody sees a secret."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+from typer.testing import CliRunner
+
+from service import settings_table
+from service.cli import app
+from service.errors import BadParameter
+from service.settings import Settings
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "OPERATIONS.md"
+SECRET = "nobody may ever read this"
+
+
+def test_the_document_has_the_table_of_the_settings() -> None:
+    text = DOCUMENT.read_text()
+    assert settings_table.written_into(text) == text, "service/settings.py has changed: run `make docs`"
+
+
+def test_every_setting_is_in_the_table_once() -> None:
+    names = re.findall(r"^\| `(SDC_\w+)` \|", settings_table.markdown(), re.MULTILINE)
+    assert names == [f"SDC_{name.upper()}" for name in Settings.model_fields]
+
+
+def test_the_table_does_not_depend_on_whose_machine_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings_table.markdown()
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere/else")
+    monkeypatch.setenv("SDC_SLOTS", "3")
+    assert settings_table.markdown() == before
+    assert str(Path.home()) not in before
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "integer", "minimum": 1, "maximum": 64}, "whole number, 1 to 64"),
+        ({"type": "number", "exclusiveMinimum": 0}, "number, over 0"),
+        ({"type": "integer", "minimum": 1024}, "whole number, at least 1024"),
+        ({"enum": ["auto", "on", "off"], "type": "string"}, "`auto`, `on` or `off`"),
+        ({"anyOf": [{"type": "null"}, {"type": "string", "format": "password", "minLength": 16}]}, "secret, at least 16 characters"),
+        ({"type": "boolean"}, "`true` or `false`"),
+        ({"type": "string", "format": "path"}, "path"),
+        ({"$ref": "#/$defs/ApiKey"}, "JSON object"),
+    ],
+)
+def test_what_a_setting_takes_in_words(schema: dict[str, object], words: str) -> None:
+    assert settings_table.takes(schema) == words
+
+
+def test_a_setting_that_says_nothing_of_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Settings):
+        mystery: int = 3
+
+    class Homeless(Settings):
+        mystery: int = Field(description="No default.")
+
+    monkeypatch.setattr(settings_table, "Settings", Silent)
+    with pytest.raises(BadParameter, match="'mystery' has no description"):
+        settings_table.rows()
+    monkeypatch.setattr(settings_table, "Settings", Homeless)
+    with pytest.raises(BadParameter, match="'mystery' has no default"):
+        settings_table.rows()
+
+
+def test_what_sounds_like_a_secret_is_one() -> None:
+    """A plain string would be printed by `sdc settings` and stand in a traceback."""
+    properties = Settings.model_json_schema()["properties"]
+    secrets = {name for name, schema in properties.items() if "password" in json.dumps(schema) or "ApiKey" in json.dumps(schema)}
+    assert {name for name in properties if re.search(r"key|secret|token|password", name)} == secrets
+
+
+def test_values_in_force_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SDC_SLOTS": "17",
+        "SDC_PORT": "",
+        "SDC_ADMIN_KEY": SECRET,
+        "SDC_API_KEYS": json.dumps({"shop": {"secret": SECRET, "scopes": ["compress"]}}),
+        "SDC_SIGNING_KEYS": json.dumps({"k1": SECRET}),
+        "SDC_STORE_URL": f"s3://user:{SECRET.replace(' ', '-')}@bucket/prefix?token={SECRET.replace(' ', '-')}",
+        "COLUMNS": "200",
+    }.items():
+        monkeypatch.setenv(name, value)
+    told = {row.name: (value, source) for row, value, source in settings_table.in_force(Settings())}
+    assert told["SDC_SLOTS"] == ("17", "environment")
+    assert told["SDC_PORT"] == ("8080", "default")
+    assert told["SDC_STORE_URL"] == ("s3://***@bucket/prefix?***", "environment")
+    assert told["SDC_MODELS_DIR"][1] == "default"
+    printed = CliRunner().invoke(app, ["settings"])
+    assert printed.exit_code == 0, printed.output
+    assert "SDC_SLOTS" in printed.output and "17" in printed.output and "shop" in printed.output
+    for word in (SECRET, SECRET.replace(" ", "-")):
+        assert word not in printed.output
+        assert all(word not in value for value, _ in told.values())
+
+
+def test_making_the_document_anew(tmp_path: Path) -> None:
+    old = re.sub(r"^\| `SDC_SLOTS`.*\n", "", DOCUMENT.read_text(), flags=re.MULTILINE)
+    (tmp_path / "page.md").write_text(old)
+    for said in ("written", "as it was"):
+        done = CliRunner().invoke(app, ["settings", "--into", str(tmp_path / "page.md")])
+        assert done.exit_code == 0 and said in done.output, done.output
+    assert (tmp_path / "page.md").read_text() == DOCUMENT.read_text() != old
+    (tmp_path / "other.md").write_text("no markers here")
+    done = CliRunner().invoke(app, ["settings", "--into", str(tmp_path / "other.md")])
+    assert done.exit_code == 1 and "put the lines" in done.output
+    assert (tmp_path / "other.md").read_text() == "no markers here"
