@@ -96,6 +96,7 @@ def draw(days: dict[str, Told], path: Path, title: str) -> None:
         axis.set_ylabel(name)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[3].set_ylim(top=max(1.0, axes[3].get_ylim()[1]))  # under 1 % is calm, and shall look it
     for axis in axes[1:3]:
         axis.legend(loc="upper left", fontsize="small")
     axes[0].set_title(title, fontsize="medium")
