@@ -139,7 +139,8 @@ def test_replicas_that_go_finish_what_they_have() -> None:
     fleet = Fleet(MATERIAL, CPU, Surroundings(40), rules(), 8, begins=22 * 3600.0)
     told = part(fleet, evening(), 22 * 3600.0, 22.4 * 3600.0)
     assert told.replicas[-1][1] < 8
-    assert not told.reasons
+    # a burst may fill a replica that stays; nobody is told that a replica stops
+    assert set(told.reasons) <= {"slots"} and told.reasons.get("slots", 0) < 0.01 * len(told.arrived)
 
 
 def test_the_day_has_its_shape() -> None:
