@@ -129,3 +129,16 @@ def test_the_command_tells_a_day(written: Path, tmp_path: Path) -> None:
     for wrong in (["-o", "day.gif"], ["--measured", str(tmp_path / "none.json")], ["--manifests", str(tmp_path)]):
         refused = CliRunner().invoke(app, [*given, *wrong])
         assert refused.exit_code == 1, refused.output
+
+
+@pytest.mark.parametrize(("announced", "most"), [(0, 0.01), (12, 0.0)])
+def test_the_sale_of_the_document_refuses_under_one_in_a_hundred(announced: int, most: float) -> None:
+    """What was measured for docs/OPERATIONS.md, the shipped rules, the sale of its day."""
+    material, shipped = read_measured(MANIFESTS.parents[1] / "docs" / "measured" / "fleet.json"), read_shipped(MANIFESTS, "cpu")
+    day, begins = Day(3), 17.5 * 3600
+    assert day.sale is not None
+    rules = list(scenarios(shipped.rules, day.sale, announced).values())[-1]
+    limits = replace(Limits.of(shipped.settings), cpu_workers=material.cpu_workers, max_batch=material.max_batch)
+    fleet = Fleet(material, limits, Surroundings(material.ready_s + 30, shipped.scrape_s), rules, 4, begins=begins)
+    told = fleet.run(day.arrivals(material, begins, day.sale.ends_s), day.sale.ends_s)
+    assert told.refused_share(day.sale.begins_s, day.sale.ends_s) <= most
