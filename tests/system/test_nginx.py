@@ -1,10 +1,7 @@
 """Debian's nginx as the CDN in front, with the configuration in deploy/."""
 
-import os
 import re
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +13,9 @@ import pytest
 
 from service.bench.serving import Server, free_port, serving
 from tests.conftest import make_picture, png, until
+from tests.system.nginx import nginx
 
 pytestmark = pytest.mark.system
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 WEBP = {"accept": "image/avif;q=0.5,image/webp,*/*;q=0.8"}
 OLD = {"accept": "*/*"}
 
@@ -42,41 +39,18 @@ class Cdn:
 def cdn(request: pytest.FixtureRequest, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cdn]:
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     settings = {"SDC_MODEL": str(small_model), "SDC_SLOTS": "4", "SDC_RENDER_CACHE_BYTES": "0"}
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
-    assert nginx, "make test-system installs it"
     # a picture that must be confirmed shall not be confirmed from memory, or a full origin would not be seen to be full
     program = "service.cli" if request.param == "as it is" else "tests.forgetful"
     with serving(folder, folder / "log", program, **settings) as origin:
-        written = CONFIGURATION.read_text()
         changes = {
             "server sdc:8080": f"server 127.0.0.1:{origin.port}",
             "listen 8081": f"listen 127.0.0.1:{port}",
             "/var/cache/nginx/sdc": f"{folder}/cache",
-            "/run/nginx.pid": f"{folder}/nginx.pid",
-            "worker_processes auto": ("user root; " if os.geteuid() == 0 else "") + "worker_processes 1",  # pytest's folder is its user's
         }
         if request.param != "as it is":
             changes["proxy_cache_lock on;"] = "proxy_cache_lock on; proxy_ignore_headers Cache-Control; proxy_cache_valid 200 1s;"
-        for old, new in changes.items():
-            assert written.count(old) == 1, old
-            written = written.replace(old, new)
-        (folder / "nginx.conf").write_text(written)
-        process = subprocess.Popen([nginx, "-c", f"{folder}/nginx.conf", "-p", str(folder), "-g", "daemon off;"])
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                until(lambda: answers(port))
-                yield Cdn(origin, client, request.param != "as it is")
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
+        with nginx("nginx.conf", folder, port, changes), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Cdn(origin, client, request.param != "as it is")
 
 
 def test_a_picture_is_fetched_once(cdn: Cdn) -> None:

@@ -1,8 +1,5 @@
 """docs/KEEPING.md: a new model beside the old one, nginx in front, one store behind."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,11 +9,10 @@ import httpx
 import pytest
 
 from service.bench.serving import free_port, serving
-from tests.conftest import build_model, make_picture, png, until
-from tests.system.test_nginx import answers
+from tests.conftest import build_model, make_picture, png
+from tests.system.nginx import nginx
 
 pytestmark = pytest.mark.system
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "two-models.conf"
 
 
 @dataclass
@@ -30,32 +26,18 @@ class TwoModels:
 def both(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoModels]:
     folder, port = tmp_path_factory.mktemp("two"), free_port()
     models = {"old": small_model, "new": build_model(folder / "model", name="newer")}
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
-    assert nginx, "make test-system installs it"
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(serving(folder, folder / f"{name}.log", SDC_MODEL=str(model))) for name, model in models.items()
         }
-        written = CONFIGURATION.read_text()
         changes = {
             "127.0.0.1:8080": f"127.0.0.1:{servers['new'].port}",
             "127.0.0.1:8079": f"127.0.0.1:{servers['old'].port}",
             "127.0.0.1:8081": f"127.0.0.1:{port}",
-            "/run/nginx.pid": f"{folder}/nginx.pid",
-            "worker_processes auto": ("user root; " if os.geteuid() == 0 else "") + "worker_processes 1",
         }
-        for before, after in changes.items():
-            assert written.count(before) == 1, before
-            written = written.replace(before, after)
-        (folder / "nginx.conf").write_text(written)
-        process = subprocess.Popen([nginx, "-c", f"{folder}/nginx.conf", "-p", str(folder), "-g", "daemon off;"])
-        try:
-            until(lambda: answers(port))
-            bases = (f"http://127.0.0.1:{port}", servers["old"].base, servers["new"].base)
-            yield TwoModels(*(stack.enter_context(httpx.Client(base_url=base, timeout=60)) for base in bases))
-        finally:
-            process.terminate()
-            process.wait(20)
+        stack.enter_context(nginx("two-models.conf", folder, port, changes))
+        bases = (f"http://127.0.0.1:{port}", servers["old"].base, servers["new"].base)
+        yield TwoModels(*(stack.enter_context(httpx.Client(base_url=base, timeout=60)) for base in bases))
 
 
 def made_by(client: httpx.Client, seed: int) -> dict[str, str]:
