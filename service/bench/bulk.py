@@ -33,8 +33,8 @@ from service.settings import Settings
 ROUNDS = 3
 AT_ONCE = 3
 """pictures of the bare loop that are at work, for each of a batch, beside those on the processor's threads"""
-WRITES_MADE, READS_MADE, READS_KNOWN = 2, 3, 2
-"""requests of object stores for a picture that is made, and for one that is known: writes of blob and sidecar; reads of the source, of the
+WRITES_MADE, READS_MADE = 2, 3
+"""requests of object stores for a picture that is made: writes of blob and sidecar; reads of the source, of the
 blob, which is not there, and of the mark of a deleted one.  Deleting that mark is free"""
 
 
