@@ -17,6 +17,9 @@ LIMIT ?=
 SHOWN ?= 10
 LOAD_SECONDS ?= 60
 OUT ?= out
+# Test files run at once, each on one thread: most of their time is programs that start.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup demo serve test test-system check format docs
 .PHONY: bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-bulk bench-fleet clean
@@ -45,14 +48,14 @@ serve: setup ## leave a server up on http://127.0.0.1:8080
 	$(BIN)/sdc serve
 
 test: setup check ## lint, types, import contract and every test that needs pip only
-	$(BIN)/python -m pytest -m "not system"
+	$(PYTEST) -m "not system"
 
 test-system: setup ## tests that talk to Debian programs, which this installs (as root) and starts
 	for each in chromium:chromium curl:curl nginx:nginx node:nodejs kubectl:kubernetes-client docker-compose:docker-compose prometheus:prometheus \
 		swift-proxy-server:swift-proxy swift-account-server:swift-account swift-container-server:swift-container swift-object-server:swift-object; do \
 		PATH=$$PATH:/usr/sbin command -v $${each%%:*} >/dev/null || missing="$${missing:-} $${each##*:}"; done; \
 	test -z "$${missing:-}" || { apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }
-	$(BIN)/python -m pytest -m system
+	$(PYTEST) -m system
 
 check: setup ## lint, types, import contract
 	$(BIN)/ruff check .
@@ -78,7 +81,7 @@ bench-code: setup ## the entropy coder against its own ideal: make bench-code IM
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
-bench-load: setup ## a server under load, against its own bare loop; about a quarter of an hour
+bench-load: setup ## a server under load, against its own bare loop; about twenty minutes
 	$(BIN)/sdc bench load --seconds $(LOAD_SECONDS) --out "$(OUT)/load"
 
 bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route

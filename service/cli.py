@@ -32,6 +32,9 @@ app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 out, err = Console(), Console(stderr=True)
 
+FEW = 32
+"""so many files are done before a full warm-up would be"""
+
 Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; the bundled one when not given.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
@@ -287,7 +290,7 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
         nonlocal failed
         gate = asyncio.Semaphore(2 * settings.cpu_workers)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        async with open_pipeline(settings) as pipeline:
+        async with open_pipeline(settings, warm=len(files) > FEW) as pipeline:
             with Progress(*columns, console=err, transient=True, disable=len(files) < 2) as progress:
                 task = progress.add_task("files", total=len(files))
 

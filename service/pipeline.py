@@ -471,8 +471,12 @@ def load_model(settings: Settings) -> tuple[Engine, Codec]:
 
 
 @asynccontextmanager
-async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
-    """A pipeline with its model loaded and warm, closed in order at the end."""
+async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterator[Pipeline]:
+    """A pipeline with its model loaded, closed in order at the end.
+
+    ``warm``: whether full batches are run first.  That takes as long as some tens of pictures, and spares the first requests of a
+    service the making of kernels and guesses about durations; for a picture or two it is the longest part of the work.
+    """
     tune()
     # In a thread that ends.  OpenMP keeps a team for every thread that ever computed, and with more of them than cores its barriers sleep
     # instead of spinning: the device's own work then takes a third longer (measured; a small U-Net even twice as long).
@@ -482,7 +486,8 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
     pipeline = Pipeline(engine, codec, batcher, settings)
     try:
-        await pipeline.warm_up()
+        if warm:
+            await pipeline.warm_up()
         yield pipeline
     finally:
         await pipeline.close()

@@ -44,7 +44,7 @@ def compared(photos: dict[str, Plane], tmp_path_factory: pytest.TempPathFactory)
     settings = Settings(model=BUNDLED_MODEL, store_url="memory:///")
 
     async def main() -> None:
-        async with open_pipeline(settings) as pipeline:
+        async with open_pipeline(settings, warm=False) as pipeline:
             for pixels in crops(photos):
                 size, shown = await ours(pipeline, pixels, round(0.155 * CROP * CROP / 8), None)
                 qualities.setdefault("sdc", []).append(measure(pixels, shown))

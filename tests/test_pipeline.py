@@ -17,7 +17,7 @@ from tests.conftest import Plane, make_picture, png, psnr
 
 def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with open_pipeline(settings) as pipeline:
+        async with open_pipeline(settings, warm=False) as pipeline:
             await scenario(pipeline)
 
     asyncio.run(main())

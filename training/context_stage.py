@@ -8,6 +8,7 @@ import torch
 
 from service.calibration.context import ContextModel, keep_most_used, rescale
 from service.codec.steps import step_size
+from training import machine
 from training.config import Config
 from training.latents import encode_crops, finished_vae, shipped_steps
 from training.loop import Progress
@@ -15,7 +16,7 @@ from training.loop import Progress
 
 def _shipped(config: Config) -> ContextModel:
     shape = config.context
-    return ContextModel(shape.group_sizes, shape.shipped_hidden, shape.windows)
+    return ContextModel(shape.group_sizes, shape.shipped_hidden, shape.windows).to(machine.device())
 
 
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
@@ -48,9 +49,9 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     total = 0.0
     while progress.fraction < 1:
         chosen = torch.randint(len(latents), (config.context_stage.batch,), generator=generator)
-        step = steps[torch.randint(len(steps), (len(chosen),), generator=generator)]
+        step = steps[torch.randint(len(steps), (len(chosen),), generator=generator)].to(machine.device())
         width = step.view(-1, 1, 1, 1)
-        known = torch.round(latents[chosen] / width) * width
+        known = torch.round(latents[chosen].to(machine.device()) / width) * width
         bpp = context(known, known, step) / pixels
         # in proportion: a coarse picture's bits count as much as a fine one's
         loss = (bpp / (bpp.detach() + 0.02)).mean()

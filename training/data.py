@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import os
 import queue
 import random
 import tarfile
@@ -18,6 +20,10 @@ from PIL import Image
 
 from training.config import Data
 from training.graphics import decorate
+
+CORES = len(os.sched_getaffinity(0))
+MOST_CUTTERS = 8
+"""a GPU takes some hundred crops a second, a core cuts about that many"""
 
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 
@@ -81,17 +87,18 @@ class Pictures:
         return np.asarray(piece)
 
     def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Endless uint8 batches (size, 3, crop, crop), cut by one thread ahead of the model."""
-        ready: queue.Queue[torch.Tensor] = queue.Queue(4)
+        """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by a thread for every two cores, each in its turn."""
+        rows: list[queue.Queue[torch.Tensor]] = [queue.Queue(4) for _ in range(max(1, min(MOST_CUTTERS, CORES // 2)))]
 
-        def cut() -> None:
-            rng = random.Random(seed)
+        def cut(number: int) -> None:
+            rng = random.Random(f"{seed}.{number}")
             while True:
-                ready.put(to_tensor(np.stack([self.random_crop(rng) for _ in range(size)])))
+                rows[number].put(to_tensor(np.stack([self.random_crop(rng) for _ in range(size)])))
 
-        threading.Thread(target=cut, daemon=True).start()
-        while True:
-            yield ready.get()
+        for number in range(len(rows)):
+            threading.Thread(target=cut, args=(number,), daemon=True).start()
+        for row in itertools.cycle(rows):
+            yield row.get()
 
     def centre_crops(self, count: int) -> torch.Tensor:
         """The centre crops of the first ``count`` pictures, uint8 (count, 3, crop, crop)."""

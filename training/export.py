@@ -26,7 +26,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     """Write the model folder ``out``; the model card beside it is written by hand."""
     context, scale = context_stage.load(config, folder)
     encoded = encode_crops(config, images, folder, config.context.table_crops)
-    tensors = integer_passes(context)
+    tensors = integer_passes(context.cpu())
     tensors["counts"] = logistic_counts()
     indices = shipped_steps(config, scale)
     predictor = context_predictor(tensors, config.autoencoder.latent_channels)
@@ -38,7 +38,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     progress = unet.finished(config, folder)
     for part, module in progress.averaged.items():
-        module.half().save_pretrained(out / part)
+        module.cpu().half().save_pretrained(out / part)
     unet.scheduler().save_pretrained(out / "scheduler")
     save_file(tensors, out / "entropy.safetensors")
     channels = config.autoencoder.latent_channels

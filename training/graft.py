@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from service.engine.autoencoder import ResidualAutoencoder
+from training import machine
 from training.config import Config
 from training.data import Pictures, to_tensor
 from training.networks import as_input, decode, encode
@@ -27,7 +28,7 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
     assert vae.linear_encoder is not None
     assert vae.linear_decoder is not None
     block = vae.linear_decoder.out_channels
-    both, own = torch.zeros(block, block, dtype=torch.float64), torch.zeros(block, block, dtype=torch.float64)
+    both, own = torch.zeros(2, block, block, dtype=torch.float64, device=machine.device())
     rng = random.Random(config.seed + 2)
     channels = vae.config.latent_channels
     for _ in range(0, CROPS, 8):
@@ -40,7 +41,7 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
         own += blocks.T @ blocks
         both += left.T @ blocks
     # residual ~ map @ block; its best directions are those of the covariance of what it predicts
-    ridge = 1e-6 * own.diagonal().mean() * torch.eye(block, dtype=torch.float64)
+    ridge = 1e-6 * own.diagonal().mean() * torch.eye(block, dtype=torch.float64, device=own.device)
     regression = both @ torch.linalg.inv(own + ridge)
     _, directions = torch.linalg.eigh(regression @ own @ regression.T)
     best = directions.flip(1)[:, :count]

@@ -48,7 +48,7 @@ def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -
     for _ in range(0, count, 32):
         part = to_tensor(np.stack([pictures.random_crop(rng) for _ in range(32)]))
         crops.append(part)
-        latents.append(encode(vae, as_input(part), config))
+        latents.append(encode(vae, as_input(part), config).cpu())
     everything = torch.cat(latents)
     return Encoded(torch.cat(crops), everything, vae, float(everything.std()))
 

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from training import machine
 from training.config import Stage
 from training.optimiser import Optimisers
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Progress:
@@ -96,7 +93,7 @@ class Progress:
         partial.replace(self.path)
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location=machine.device(), weights_only=True)
         for key in self.modules:
             self.modules[key].load_state_dict(state["modules"][key])
             self.averaged[key].load_state_dict(state["averaged"][key])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from service.comparison.features import FeatureDistance
+from training import machine
 from training.config import Loss
 from training.networks import squared_error
 from training.ssimulacra import ssimulacra2
@@ -29,9 +30,9 @@ class Distortion(nn.Module):
     def __init__(self, config: Loss) -> None:
         super().__init__()
         self.config = config
-        self.features = FeatureDistance("lite0").to(memory_format=torch.channels_last)
+        self.features = FeatureDistance("lite0").to(machine.device(), memory_format=torch.channels_last)
 
-    def forward(self, decoded: torch.Tensor, pixels: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    def forward(self, decoded: torch.Tensor, pixels: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Distortion in units of bits per pixel, times the balance of the step.
 
         Args:
@@ -47,10 +48,10 @@ class Distortion(nn.Module):
         squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse).mean()
         structure = structure_distance(decoded[:few], pixels[:few])
         ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.mixed():
             feature = self.features(decoded[:few], pixels[:few])
         onset = 1 / (1 + (loss.perceptual_onset / step[:few]) ** 4)
         weight = onset * step[:few] ** (loss.balance - loss.perceptual_exponent)
         perceptual = (weight * (loss.structure * structure + loss.ssimulacra * ssimulacra + loss.feature * feature)).mean()
         parts = {"mse": mse, "structure": structure, "ssimulacra": ssimulacra, "feature": feature}
-        return squared + perceptual, {key: float(value.detach().mean()) for key, value in parts.items()}
+        return squared + perceptual, {key: value.detach().mean() for key, value in parts.items()}

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from service.calibration.context import ContextModel
 from service.engine.autoencoder import ResidualAutoencoder
+from training import machine
 from training.config import Config
 
 
@@ -22,23 +23,24 @@ def build(config: Config) -> tuple[ResidualAutoencoder, ContextModel]:
         linear=shape.linear,
     )
     coded = config.context
-    return vae.to(memory_format=torch.channels_last), ContextModel(coded.group_sizes, coded.hidden, coded.windows)
+    context = ContextModel(coded.group_sizes, coded.hidden, coded.windows)
+    return vae.to(machine.device(), memory_format=torch.channels_last), context.to(machine.device())
 
 
 def as_input(crops: torch.Tensor) -> torch.Tensor:
-    """uint8 crops to float32 in -1..1."""
-    return crops.float() / 127.5 - 1
+    """uint8 crops to float32 in -1..1, on the device."""
+    return crops.to(machine.device()).float() / 127.5 - 1
 
 
 def encode(vae: ResidualAutoencoder, pixels: torch.Tensor, config: Config) -> torch.Tensor:
     """(N, 3, S, S) in -1..1 to raw latents (N, C, S/16, S/16), float32."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with machine.mixed():
         return vae.encode(F.pixel_unshuffle(pixels, config.patch_factor)).latent.float()
 
 
 def decode(vae: ResidualAutoencoder, latent: torch.Tensor, config: Config) -> torch.Tensor:
     """Raw latents to (N, 3, S, S), nominally in -1..1."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with machine.mixed():
         return F.pixel_shuffle(vae.decode(latent).sample, config.patch_factor)
 
 

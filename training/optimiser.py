@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from training import machine
+
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Nearest semi-orthogonal matrices, roughly: (..., rows, columns) -> same shape, singular values within about 0.7..1.2.
 
-    Five Newton-Schulz iterations with the quintic of Jordan et al. 2024 (Muon), in bfloat16.
+    Five Newton-Schulz iterations with the quintic of Jordan et al. 2024 (Muon), in bf16 where that is fast.
     """
-    wide = matrices.bfloat16()
+    wide = matrices.to(machine.fast_dtype())
     transposed = wide.shape[-2] > wide.shape[-1]
     if transposed:
         wide = wide.mT
-    wide = wide / (wide.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).bfloat16()
+    wide = wide / (wide.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(wide.dtype)
     for _ in range(5):
         gram = wide @ wide.mT
         wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide

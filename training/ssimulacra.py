@@ -32,7 +32,7 @@ def linear_light(pictures: torch.Tensor) -> torch.Tensor:
 
 def positive_xyb(linear: torch.Tensor) -> torch.Tensor:
     """Linear RGB (N, 3, H, W) to X, Y and B-Y, each shifted above 0."""
-    mixed = F.conv2d(linear, ABSORBANCE[:, :, None, None]) + BIAS
+    mixed = F.conv2d(linear, ABSORBANCE.to(linear.device)[:, :, None, None]) + BIAS
     long, middle, short = (mixed ** (1 / 3) - BIAS ** (1 / 3)).unbind(1)
     y = (long + middle) / 2
     return torch.stack([7 * (long - middle) + 0.42, y + 0.01, short - y + 0.55], 1)
@@ -41,7 +41,7 @@ def positive_xyb(linear: torch.Tensor) -> torch.Tensor:
 def blur(planes: torch.Tensor) -> torch.Tensor:
     """Gaussian of 11 taps, each way; (N, C, H, W), edges mirrored."""
     n, c, h, w = planes.shape
-    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=planes.dtype) / SIGMA) ** 2)
+    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=planes.dtype, device=planes.device) / SIGMA) ** 2)
     taps = taps / taps.sum()
     padded = F.pad(planes.reshape(n * c, 1, h, w), (RADIUS,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1)).view(n, c, h, w)
@@ -75,14 +75,14 @@ def ssimulacra2(original: torch.Tensor, other: torch.Tensor, finest: int = 0) ->
     """
     pair = [((pictures.float() + 1) / 2).clamp(0, 1) for pictures in (original, other)]
     pair = [linear_light(F.avg_pool2d(pictures, 2**finest)) for pictures in pair]
-    total = torch.zeros(len(original))
+    total, weights = torch.zeros(len(original), device=original.device), WEIGHTS.to(original.device)
     for scale in range(finest, SCALES):
         if scale > finest:
             pair = [F.avg_pool2d(linear, 2) for linear in pair]
         used = [channel for channel in range(3) if WEIGHTS[channel, scale].any()]
         if used:
             left, right = (positive_xyb(linear)[:, used] for linear in pair)
-            total = total + (WEIGHTS[used, scale] * _differences(left, right)).sum((1, 2, 3))
+            total = total + (weights[used, scale] * _differences(left, right)).sum((1, 2, 3))
     total = total * 0.9562382616834844
     curved = 2.326765642916932 * total - 0.020884521182843837 * total**2 + 6.248496625763138e-05 * total**3
     return 100 - 10 * curved.clamp_min(1e-3) ** 0.6276336467831387

@@ -11,6 +11,7 @@ import torch
 from service.codec.steps import step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.schedule import clean_latent, noise_of_step, timestep_of_noise
+from training import machine
 from training.config import Config
 from training.data import Pictures
 from training.latents import finished_vae, shipped_steps
@@ -40,7 +41,7 @@ def build(config: Config) -> diffusers.UNet2DModel:
     )
     torch.nn.init.zeros_(network.conv_out.weight)
     torch.nn.init.zeros_(network.conv_out.bias)
-    return network.to(memory_format=torch.channels_last)
+    return network.to(machine.device(), memory_format=torch.channels_last)
 
 
 def finished(config: Config, folder: Path) -> Progress:
@@ -58,9 +59,9 @@ class Renderer:
 
     def __init__(self, config: Config, scale: float) -> None:
         self.scale, self.config = scale, config
-        self.steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
-        self.alphas = scheduler().alphas_cumprod
-        self.timesteps = torch.tensor([timestep_of_noise(self.alphas, noise_of_step(float(step))) for step in self.steps])
+        steps, alphas = [step_size(index) for index in shipped_steps(config, scale)], scheduler().alphas_cumprod
+        self.steps, self.alphas = torch.tensor(steps, device=machine.device()), alphas.to(machine.device())
+        self.timesteps = torch.tensor([timestep_of_noise(alphas, noise_of_step(step)) for step in steps], device=machine.device())
 
     def quantise(self, latent: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         width = self.steps[which].view(-1, 1, 1, 1)
@@ -87,24 +88,24 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     assert isinstance(vae, ResidualAutoencoder)
     renderer = Renderer(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
     distortion, batch = Distortion(config.loss), config.unet_stage.batch
-    through = torch.arange(batch) % 4 != 1
+    through = torch.arange(batch, device=machine.device()) % 4 != 1
     sums: Counter[str] = Counter()
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
         pixels = as_input(next(batches))
         with torch.no_grad():
             latent = encode(vae, pixels, config) / renderer.scale
-        which = torch.randint(len(renderer.steps), (batch,))
+        which = torch.randint(len(renderer.steps), (batch,), device=machine.device())
         sent = renderer.quantise(latent, which)
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.mixed():
             cleaned = sent.clone()
             cleaned[through] = renderer.restore(network, sent[through], which[through])
             decoded = renderer.decode(vae, cleaned)
         loss, parts = distortion(decoded, pixels, renderer.steps[which] * renderer.scale)
         progress.update(loss)
-        sums.update({**parts, "loss": float(loss.detach())})
+        sums.update({**parts, "loss": loss.detach()})
         if progress.step % 100 == 0:
-            progress.log(**{key: round(value / 100, 4) for key, value in sums.items()})
+            progress.log(**{key: round(float(value) / 100, 4) for key, value in sums.items()})
             sums.clear()
         if progress.step % 500 == 0 or progress.fraction >= 1:
             progress.log(validation=evaluate(progress, renderer, held_out, distortion, config))
@@ -121,12 +122,12 @@ def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distor
         nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(2, 2)
         for part in crops.split(8):
-            pixels, which = as_input(part), torch.full((len(part),), nearest)
+            pixels, which = as_input(part), torch.full((len(part),), nearest, device=machine.device())
             sent = renderer.quantise(encode(vae, pixels, config) / renderer.scale, which)
-            with torch.autocast("cpu", torch.bfloat16):
+            with machine.mixed():
                 for row, latent in enumerate((sent, renderer.restore(network, sent, which))):
                     decoded = renderer.decode(vae, latent).float().clamp(-1, 1)
-                    totals[row] += torch.stack([psnr(decoded, pixels), distortion.features(decoded, pixels)]).sum(1)
+                    totals[row] += torch.stack([psnr(decoded, pixels), distortion.features(decoded, pixels)]).sum(1).cpu()
         (psnr_0, feature_0), (psnr_1, feature_1) = (totals / len(crops)).tolist()
         line = {"step": raw, "psnr_steps0": psnr_0, "psnr_steps1": psnr_1, "feature_steps0": feature_0, "feature_steps1": feature_1}
         figures.append({key: round(value, 4) for key, value in line.items()})

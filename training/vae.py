@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from training import machine
 from training.config import Config
 from training.data import Pictures
 from training.graft import graft
@@ -22,7 +23,7 @@ from training.start import start_from
 def draw_steps(count: int, config: Config) -> torch.Tensor:
     """(count,) quantiser steps, log-uniform between the configured ends."""
     low, high = math.log(config.loss.smallest_step), math.log(config.loss.largest_step)
-    return torch.exp(low + (high - low) * torch.rand(count))
+    return torch.exp(low + (high - low) * torch.rand(count, device=machine.device()))
 
 
 def round_to_step(latent: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -57,15 +58,15 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
         latent = encode(vae, pixels, config)
         rounded = round_to_step(latent, step)
         noisy = latent + (torch.rand_like(latent) - 0.5) * step.view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.mixed():
             bpp = context(rounded, noisy, step) / pixels[0, 0].numel()
         decoded = decode(vae, rounded, config)
         loss, parts = distortion(decoded, pixels, step)
         loss = loss + (step**config.loss.balance * bpp).mean()
         norm = progress.update(loss)
-        sums.update({"bpp": float(bpp.detach().mean()), **parts, "loss": float(loss.detach()), "norm": norm})
+        sums.update({"bpp": bpp.detach().mean(), **parts, "loss": loss.detach(), "norm": norm})
         if index % 100 == 0:
-            progress.log(**{key: round(value / 100, 4) for key, value in sums.items()})
+            progress.log(**{key: round(float(value) / 100, 4) for key, value in sums.items()})
             sums.clear()
         if index % 1000 == 0:
             progress.log(validation=evaluate(progress, held_out, distortion, config))
@@ -82,15 +83,15 @@ def evaluate(progress: Progress, crops: torch.Tensor, distortion: Distortion, co
     for size in torch.logspace(*ends, 5, base=2).tolist():
         totals = torch.zeros(5)
         for part in crops.split(8):
-            pixels, step = as_input(part), torch.full((len(part),), size)
+            pixels, step = as_input(part), torch.full((len(part),), size, device=machine.device())
             rounded = round_to_step(encode(vae, pixels, config), step)
             decoded = decode(vae, rounded, config).float().clamp(-1, 1)
-            with torch.autocast("cpu", torch.bfloat16):
+            with machine.mixed():
                 bpp = context(rounded, rounded, step) / pixels[0, 0].numel()
                 feature = distortion.features(decoded, pixels)
             structure = 1 - structure_distance(decoded, pixels)
             ssimulacra = ssimulacra2(pixels, decoded, finest=1)
-            totals += torch.stack([bpp, psnr(decoded, pixels), structure, ssimulacra, feature]).sum(1)
+            totals += torch.stack([bpp, psnr(decoded, pixels), structure, ssimulacra, feature]).sum(1).cpu()
         means = [round(value, 4) for value in (totals / len(crops)).tolist()]
         figures.append({"step": round(size, 3), **dict(zip(("bpp", "psnr", "ms_ssim", "ssimulacra2", "feature"), means, strict=True))})
     return figures

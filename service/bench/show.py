@@ -68,7 +68,7 @@ def main(
     rows: list[Image.Image] = []
 
     async def run() -> None:
-        async with open_pipeline(settings) as pipeline:
+        async with open_pipeline(settings, warm=False) as pipeline:
             for region in wanted:
                 if region.picture not in pictures:
                     raise BadParameter(f"{images} holds no picture {region.picture!r}")

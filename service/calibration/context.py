@@ -76,7 +76,7 @@ class ContextModel(nn.Module):
         start, index = 0, 0
         for size in self.group_sizes:
             channels = slice(start, start + size)
-            mask = torch.zeros(known.shape[2:], dtype=known.dtype)
+            mask = torch.zeros(known.shape[2:], dtype=known.dtype, device=known.device)
             for row, column in PHASES:
                 visible = torch.cat([known[:, :start], known[:, channels] * mask], 1)
                 item = passes[index]
@@ -98,7 +98,7 @@ class ContextModel(nn.Module):
             coded: (N, C, h, w) the values whose cells are coded (the same, or with uniform noise during training).
             step: (N,) quantiser step.
         """
-        total = torch.zeros(len(step))
+        total = torch.zeros_like(step)
         width = step[:, None, None, None]
         for channels, row, column, mean, log_scale in self.predictions(known, step.log()):
             value = coded[:, channels, row::2, column::2].float()

@@ -39,6 +39,11 @@ for _reason in REASONS:
 for _access in ("read", "write"):
     STORE_OPEN.labels(access=_access)
 
+RENDER_CACHE_RESULTS = ("hit", "miss", "evicted", "failed")
+"""of ``RENDER_CACHE``"""
+for _result in RENDER_CACHE_RESULTS:
+    RENDER_CACHE.labels(result=_result)  # a share of hits is 0 before the first, not nothing
+
 LEASE_RESULTS = ("taken", "awaited", "expired", "failed")
 """of ``LEASES``"""
 for _result in LEASE_RESULTS:

@@ -40,7 +40,7 @@ def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path,
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:
     async def main() -> None:
-        async with open_pipeline(bundled_settings) as pipeline:
+        async with open_pipeline(bundled_settings, warm=False) as pipeline:
             size, shown = await rd.ours(pipeline, photo, 2500, None)
             assert size <= 2500
             assert shown.shape == photo.shape

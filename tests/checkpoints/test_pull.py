@@ -69,7 +69,7 @@ def test_the_whole_journey(checkpoint: Path, models: Path) -> None:
     assert settings.model == models / "mine"
 
     async def scenario() -> None:
-        async with open_pipeline(settings) as pipeline:
+        async with open_pipeline(settings, warm=False) as pipeline:
             for options in (CompressOptions(max_bytes=900), CompressOptions("palette")):
                 made = await pipeline.compress(png(make_picture(90, 70)), options)
                 for steps in (0, 1, 3, "article"):

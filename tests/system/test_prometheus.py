@@ -132,6 +132,7 @@ def seen(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             asked.until(lambda: asked.ask(utilisation.query) > [utilisation.threshold])
             asked.until(lambda: all(asked.ask(trigger.query) > [0.0] for trigger in others))
             asked.until(lambda: asked.ask("sdc:rejected:ratio_rate5m") > [0.01])
+            asked.until(lambda: asked.ask('sum(rate(sdc_render_cache_total{result="hit"}[1m]))') > [0.0])
             yield asked, idle
 
 
