@@ -62,7 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
                 stack.push_async_callback(cache.close)
                 pipeline = await stack.enter_async_context(open_pipeline(settings))
             except SdcError as error:
-                log.error("start failed", kind=error.kind, detail=error.detail, cause=str(error.__cause__).partition("\n")[0])
+                because = {"cause": str(error.__cause__).partition("\n")[0]} if error.__cause__ else {}
+                log.error("start failed", kind=error.kind, detail=error.detail, **because)
                 raise
             except Exception:
                 log.exception("start failed")

@@ -22,8 +22,7 @@ from training.config import Data
 from training.graphics import decorate
 
 CORES = len(os.sched_getaffinity(0))
-MOST_CUTTERS = 8
-"""a GPU takes some hundred crops a second, a core cuts about that many"""
+MOST_CUTTERS = 12
 
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 
@@ -87,8 +86,8 @@ class Pictures:
         return np.asarray(piece)
 
     def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by a thread for every two cores, each in its turn."""
-        rows: list[queue.Queue[torch.Tensor]] = [queue.Queue(4) for _ in range(max(1, min(MOST_CUTTERS, CORES // 2)))]
+        """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by threads, three for every four cores, each in its turn."""
+        rows: list[queue.Queue[torch.Tensor]] = [queue.Queue(4) for _ in range(max(1, min(MOST_CUTTERS, CORES * 3 // 4)))]
 
         def cut(number: int) -> None:
             rng = random.Random(f"{seed}.{number}")

@@ -63,8 +63,7 @@ class Progress:
         decay = min(self.stage.ema, self.step / (self.step + 10))
         with torch.no_grad():
             for key, module in self.modules.items():
-                for kept, new in zip(self.averaged[key].parameters(), module.parameters(), strict=True):
-                    kept.lerp_(new, 1 - decay)
+                torch._foreach_lerp_(list(self.averaged[key].parameters()), list(module.parameters()), 1 - decay)
         now = time.monotonic()
         self.trained_s += now - self.clock
         self.clock = now

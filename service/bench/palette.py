@@ -14,6 +14,7 @@ from service.bench import full_size
 from service.codec import container, palette
 from service.codec.codec import Codec, Frame
 from service.codec.steps import Latent
+from service.engine.device import pick_dtype
 from service.engine.engine import Engine
 from service.manifest import Manifest
 
@@ -26,7 +27,7 @@ def padded(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
 
 def of_random_weights(pictures: Sequence[npt.NDArray[np.uint8]]) -> tuple[Codec, list[Latent]]:
     """Latents of Stable Diffusion's auto-encoder at full size with random weights, normalised channel by channel, and a codec for them."""
-    network = full_size.vae().to(torch.bfloat16).to(memory_format=torch.channels_last).eval()
+    network = full_size.vae().to(pick_dtype(torch.device("cpu")), memory_format=torch.channels_last).eval()
     raw = [full_size.latents(network, padded(pixels, full_size.DOWNSCALE)[None])[0] for pixels in pictures]
     everything = np.concatenate([latent.reshape(full_size.CHANNELS, -1) for latent in raw], 1)
     mean, deviation = everything.mean(1)[:, None, None], everything.std(1)[:, None, None]

@@ -66,11 +66,6 @@ class Objects:
         """Whether the place is this machine's, so that nobody else tidies it up."""
         return isinstance(self._store, (LocalStore, MemoryStore))
 
-    @property
-    def left_alone(self) -> bool:
-        """Whether the store has not answered for so long that it is hardly asked any more."""
-        return any(breaker.open for breaker in self._breakers.values())
-
     async def probe(self) -> None:
         """Try what the service relies on, with an object that is taken away again: write, first write wins, read, delete.
 
