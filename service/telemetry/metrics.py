@@ -34,17 +34,15 @@ BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"]
 
 REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-passed", "client-gone", "stopping")
 """of ``REJECTED``; docs/OPERATIONS.md says what each means"""
-for _reason in REASONS:
-    REJECTED.labels(reason=_reason)  # there from the start, at 0: a query must not come back empty
-for _access in ("read", "write"):
-    STORE_OPEN.labels(access=_access)
 
-RENDER_CACHE_RESULTS = ("hit", "miss", "evicted", "failed")
-"""of ``RENDER_CACHE``"""
-for _result in RENDER_CACHE_RESULTS:
-    RENDER_CACHE.labels(result=_result)  # a share of hits is 0 before the first, not nothing
 
-LEASE_RESULTS = ("taken", "awaited", "expired", "failed")
-"""of ``LEASES``"""
-for _result in LEASE_RESULTS:
-    LEASES.labels(result=_result)
+def _begin_at_zero(metric: Counter | Gauge, *values: str) -> None:
+    """Have the series of these values of the only label from the start: a query must not come back empty."""
+    for value in values:
+        metric.labels(value)
+
+
+_begin_at_zero(REJECTED, *REASONS)
+_begin_at_zero(STORE_OPEN, "read", "write")
+_begin_at_zero(RENDER_CACHE, "hit", "miss", "evicted", "failed")
+_begin_at_zero(LEASES, "taken", "awaited", "expired", "failed")
