@@ -21,7 +21,7 @@ from PIL import Image
 from training.config import Data
 from training.graphics import decorate
 
-CORES = len(os.sched_getaffinity(0))
+CORES = os.cpu_count() or 1
 MOST_CUTTERS = 12
 
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training import machine
 from training.config import Stage
 from training.optimiser import Optimisers
+
+NOTES = 100
+"""steps that a line of the log has the means of"""
 
 
 class Progress:
@@ -38,6 +42,7 @@ class Progress:
         orthogonal = [modules[key] for key in muon]
         self.optimisers = Optimisers(orthogonal, [module for key, module in modules.items() if key not in muon], stage.learning_rate)
         self.step, self.trained_s, self.saved_at = 0, 0.0, 0.0
+        self._noted, self._sums = 0, dict[str, torch.Tensor | float]()
         if self.path.exists():
             self._load()
         self.clock = time.monotonic()
@@ -60,16 +65,24 @@ class Progress:
             self.optimisers.step(self.stage.learning_rate * warm * left)
         self.optimisers.zero_grad()
         self.step += 1
-        decay = min(self.stage.ema, self.step / (self.step + 10))
-        with torch.no_grad():
-            for key, module in self.modules.items():
-                torch._foreach_lerp_(list(self.averaged[key].parameters()), list(module.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(min(self.stage.ema, self.step / (self.step + 10)))
+        for key, module in self.modules.items():
+            average(list(self.averaged[key].parameters()), list(module.parameters()), self.step)
         now = time.monotonic()
         self.trained_s += now - self.clock
         self.clock = now
         if self.trained_s - self.saved_at > 240:
             self.save()
         return norm
+
+    def note(self, **figures: torch.Tensor | float) -> None:
+        """Log the means of ``NOTES`` steps' figures, when there are so many; until then nothing is fetched from the device."""
+        self._noted += 1
+        for name, figure in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + figure
+        if self._noted == NOTES:
+            self.log(**{name: round(float(total) / NOTES, 4) for name, total in self._sums.items()})
+            self._noted, self._sums = 0, {}
 
     def log(self, **figures: Any) -> None:
         line = {"stage": self.name, "step": self.step, "minutes": round(self.trained_s / 60, 2), **figures}

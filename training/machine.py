@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from service.engine.device import pick_device, pick_dtype
 
 
+@cache
 def device() -> torch.device:
     """CUDA where there is one."""
     return pick_device()

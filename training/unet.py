@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import diffusers
@@ -89,7 +88,6 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     renderer = Renderer(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
     distortion, batch = Distortion(config.loss), config.unet_stage.batch
     through = torch.arange(batch, device=machine.device()) % 4 != 1
-    sums: Counter[str] = Counter()
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
         pixels = as_input(next(batches))
@@ -103,10 +101,7 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
             decoded = renderer.decode(vae, cleaned)
         loss, parts = distortion(decoded, pixels, renderer.steps[which] * renderer.scale)
         progress.update(loss)
-        sums.update({**parts, "loss": loss.detach()})
-        if progress.step % 100 == 0:
-            progress.log(**{key: round(float(value) / 100, 4) for key, value in sums.items()})
-            sums.clear()
+        progress.note(**parts, loss=loss.detach())
         if progress.step % 500 == 0 or progress.fraction >= 1:
             progress.log(validation=evaluate(progress, renderer, held_out, distortion, config))
     progress.save()

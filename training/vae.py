@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -48,7 +47,6 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
             graft(vae, fresh, pictures, config)
     distortion = Distortion(config.loss)
     progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae", "context"))
-    sums: Counter[str] = Counter()
     batches = pictures.batches(config.vae_stage.batch, config.seed + progress.step)
     for index in itertools.count(1):
         if progress.fraction >= 1:
@@ -64,10 +62,7 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
         loss, parts = distortion(decoded, pixels, step)
         loss = loss + (step**config.loss.balance * bpp).mean()
         norm = progress.update(loss)
-        sums.update({"bpp": bpp.detach().mean(), **parts, "loss": loss.detach(), "norm": norm})
-        if index % 100 == 0:
-            progress.log(**{key: round(float(value) / 100, 4) for key, value in sums.items()})
-            sums.clear()
+        progress.note(bpp=bpp.detach().mean(), **parts, loss=loss.detach(), norm=norm)
         if index % 1000 == 0:
             progress.log(validation=evaluate(progress, held_out, distortion, config))
     progress.save()

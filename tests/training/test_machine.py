@@ -1,13 +1,13 @@
 """What trains where.  Another device is imagined: torch's meta device has no numbers, and its tensors do not meet the processor's."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 
 from training import config as configuration
 from training import machine
+from training.__main__ import DEFAULT_CONFIG
 from training.losses import Distortion
 from training.networks import as_input, build, decode, encode, psnr
 from training.optimiser import Optimisers
@@ -16,7 +16,7 @@ from training.unet import Renderer
 from training.unet import build as build_unet
 from training.vae import draw_steps, round_to_step
 
-CONFIG = configuration.load(Path(configuration.__file__).with_name("bundled.toml"))
+CONFIG = configuration.load(DEFAULT_CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from training.config import Stage
-from training.loop import Progress
+from training.loop import NOTES, Progress
 from training.optimiser import Muon, Optimisers, orthogonalise
 
 
@@ -79,3 +80,11 @@ def test_a_step_without_a_finite_gradient_is_left_out(tmp_path: Path) -> None:
     before = [p.clone() for p in progress.modules["net"].parameters()]
     progress.update(progress.modules["net"](torch.full((1, 3, 4, 4), torch.nan)).sum())
     assert all((one == other).all() for one, other in zip(before, progress.modules["net"].parameters(), strict=True))
+
+
+def test_a_line_of_the_log_has_the_means_of_its_steps(tmp_path: Path) -> None:
+    progress = Progress("vae", {"a": nn.Linear(1, 1)}, Stage(1, 1, 0.1, 1, 0.5, 0.9), tmp_path)
+    for number in range(2 * NOTES + 1):
+        progress.note(loss=torch.tensor(float(number)), norm=2.0)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["loss"], line["norm"]) for line in lines] == [((NOTES - 1) / 2, 2.0), ((NOTES - 1) / 2 + NOTES, 2.0)]

@@ -21,13 +21,11 @@ from service.pipeline import CompressOptions, RenderOptions, open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration
-from training.__main__ import app
+from training.__main__ import DEFAULT_CONFIG, app
 from training.graphics import decorate
 from training.losses import structure_distance
 from training.networks import build
 from training.start import start_from
-
-SHIPPED = Path(configuration.__file__).with_name("bundled.toml")
 
 
 def small(folder: Path, minutes: float) -> Path:
@@ -40,7 +38,7 @@ def small(folder: Path, minutes: float) -> Path:
         "warmup_steps": "1", "largest_downscale": "1.0", "norm_num_groups": "4",
     }  # fmt: skip
     lines = []
-    for line in SHIPPED.read_text().replace("block_out_channels = [96, 128]", "block_out_channels = [8, 12] ").splitlines():
+    for line in DEFAULT_CONFIG.read_text().replace("block_out_channels = [96, 128]", "block_out_channels = [8, 12] ").splitlines():
         key = line.split(" =")[0]
         keep = key == "block_out_channels" and line.endswith(" ")
         lines.append(f"{key} = {changes[key]}" if key in changes and not keep else line)
@@ -86,7 +84,7 @@ def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Pat
 
 
 def test_fine_tuning_begins_with_the_finished_model() -> None:
-    config = configuration.load(SHIPPED)
+    config = configuration.load(DEFAULT_CONFIG)
     manifest = json.loads((BUNDLED_MODEL / "sdc.json").read_text())
     vae = ResidualAutoencoder.from_pretrained(BUNDLED_MODEL / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     mine, context = build(config)
