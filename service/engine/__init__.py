@@ -2,3 +2,5 @@
 
 numpy in, numpy out.  Must not know about HTTP, files of pictures, the container or the queue.
 """
+
+from service.engine import lean  # noqa: F401  before any other module here imports diffusers
