@@ -70,12 +70,11 @@ def create_app(settings: Settings) -> FastAPI:
                 raise
             app.state.services = Services(pipeline, store, cache, leases, settings, variants, access)
             pipeline.batcher.on_death = device_died
-            manifest = pipeline.engine.manifest
-            metrics.BUILD_INFO.labels(
-                version=__version__, model=f"{manifest.name}-{manifest.version}", device=pipeline.engine.device.type
-            ).set(1)
+            model, device = pipeline.engine.manifest.full_name, pipeline.engine.device.type
+            metrics.BUILD_INFO.labels(version=__version__, model=model, device=device).set(1)
             metrics.READY.set(1)
-            log.info("ready", model=pipeline.engine.description, store=settings.store_url.partition("?")[0])
+            others = {"other_models": [other.manifest.full_name for other in pipeline.others.values()]} if pipeline.others else {}
+            log.info("ready", model=pipeline.engine.description, **others, store=settings.store_url.partition("?")[0])
             yield
             metrics.READY.set(0)
         log.info("stopped")

@@ -385,10 +385,10 @@ def doctor(model: Model = None) -> None:
             ok = False
             table.add_row(name, f"[red]{escape(str(getattr(error, 'detail', error)))}[/]")
 
-    def load() -> str:
-        from service.pipeline import load_model
+    def load(folder: Path) -> str:
+        from service.loading import load_model
 
-        return load_model(settings)[0].description
+        return load_model(settings.model_copy(update={"model": folder}))[0].description
 
     def store() -> str:
         asyncio.run(BlobStore(open_store(settings.store_url)).check())
@@ -396,7 +396,9 @@ def doctor(model: Model = None) -> None:
 
     check("python", lambda: sys.version.split()[0])
     check("sdc", lambda: __version__)
-    check("model", load)
+    check("model", partial(load, settings.model))
+    for folder in settings.other_models:
+        check("other model", partial(load, folder))
     check("store", store)
     check("listens on", lambda: f"{settings.host}:{settings.port}")
     check("admin key", lambda: "set" if settings.admin_key else "not set: DELETE is refused")
@@ -489,7 +491,7 @@ def remove_model(name: Annotated[str, typer.Argument(help="Of an installed model
 @models_app.command("check")
 def check_model(folder: Annotated[Path, typer.Argument(help="Model folder, or name of an installed model.")]) -> None:
     """Load a model folder as `serve` would, and print its identities."""
-    from service.pipeline import load_model
+    from service.loading import load_model
 
     with _told():
         engine, codec = load_model(_settings(folder))

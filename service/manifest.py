@@ -121,6 +121,11 @@ class Manifest(BaseModel):
         return self
 
     @property
+    def full_name(self) -> str:
+        """Name and version, as replies and metrics have it."""
+        return f"{self.name}-{self.version}"
+
+    @property
     def model_identity(self) -> bytes:
         """Four bytes of SHA-256 over name and version: not tensor bytes, so that fp16 and fp32 copies agree."""
         return hashlib.sha256(f"sdc model {self.name} {self.version}".encode()).digest()[:IDENTITY_BYTES]

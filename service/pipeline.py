@@ -13,17 +13,18 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from service.batching.batcher import Batcher, Ticket
 from service.batching.cpu import CpuPool
+from service.batching.device import Operation
 from service.batching.waiting import Lane
 from service.codec import container
 from service.codec.codec import Codec, Frame
@@ -38,6 +39,7 @@ from service.imaging.picture import Picture, Plane
 from service.imaging.preview import Glance, glance
 from service.imaging.resizing import Box, plan, resize
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
+from service.loading import OtherModel, loaded, other_models
 from service.manifest import Manifest
 from service.process import tune
 from service.settings import Settings
@@ -196,10 +198,12 @@ def name_of(*parts: bytes) -> str:
 
 
 class Pipeline:
-    """Engine, codec and queue of one model, put together."""
+    """Engine, codec and queue of one model, put together; and the other models whose files are rendered, by their identity."""
 
-    def __init__(self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings) -> None:
-        self.engine, self.codec, self.batcher, self.settings = engine, codec, batcher, settings
+    def __init__(
+        self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings, others: Mapping[bytes, OtherModel] = MappingProxyType({})
+    ) -> None:
+        self.engine, self.codec, self.batcher, self.settings, self.others = engine, codec, batcher, settings, others
 
     # -- names
 
@@ -221,8 +225,8 @@ class Pipeline:
         return ".".join((blob_id, *asked, self.codec.model_identity.hex(), self.engine.decoder_name))
 
     def steps_of(self, options: RenderOptions) -> Steps:
-        """U-Net steps; raises MethodUnavailable for the article's where this model has not its latent."""
-        if options.steps == "article":
+        """U-Net steps; raises MethodUnavailable for the article's where no model here has its latent."""
+        if options.steps == "article" and not any(other.codec.has_palette for other in self.others.values()):
             self.codec.require_palette()
         return self.engine.manifest.default_steps if options.steps is None else options.steps
 
@@ -252,7 +256,7 @@ class Pipeline:
             # not on the processor's threads: who is to be refused should hear it without waiting in their row
             width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
-        with self.batcher.admit("encode", self._padded_pixels(width, height), lane, deadline) as ticket:
+        with self.batcher.admit("encode", _padded_pixels(self.engine.manifest, width, height), lane, deadline) as ticket:
             with stages.timed("open"):
                 picture, padded, first_look = await ticket.aside(lambda: self._open(source))
             rule = self.engine.manifest.tiling
@@ -264,10 +268,6 @@ class Pipeline:
                 frame = Frame(picture.width, picture.height, alpha, tiling, seed)
                 blob = await ticket.aside(lambda: self._code(latent, frame, options), finishing=True)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
-
-    def _padded_pixels(self, width: int, height: int) -> int:
-        factor = self.engine.manifest.downscale
-        return -(-width // factor) * -(-height // factor) * factor**2
 
     def _open(self, source: bytes) -> tuple[Picture, Plane, Glance]:
         """The picture, its pixels with what the network shall see around them, and a first look at it."""
@@ -313,58 +313,76 @@ class Pipeline:
     # -- blob to photo
 
     def parse(self, content: bytes) -> Blob:
-        """Read a blob's container and check that this model can decode it; raises the errors of ``container.parse``, WrongModel."""
+        """Read a blob's container and check that it can be decoded here; raises the errors of ``container.parse``, WrongModel."""
         blob = container.parse(content, self.settings.max_pixels)
-        self.codec.check(blob)
-        if blob.model_identity != self.codec.model_identity:
-            raise WrongModel(
-                f"this file was made with model {blob.model_identity.hex()}; this service runs '{self.engine.manifest.name}' "
-                f"({self.codec.model_identity.hex()})"
-            )
-        _check_tiling(blob, self.engine.manifest)
+        codec = self.codec_of(blob)
+        codec.check(blob)
+        _check_tiling(blob, codec.manifest)
         return blob
+
+    def codec_of(self, blob: Blob) -> Codec:
+        """The codec of the model that made a blob; raises WrongModel where it is none of this process's."""
+        codecs = [self.codec, *(other.codec for other in self.others.values())]
+        for codec in codecs:
+            if codec.model_identity == blob.model_identity:
+                return codec
+        known = ", ".join(f"'{codec.manifest.full_name}' ({codec.model_identity.hex()})" for codec in codecs)
+        raise WrongModel(f"this file was made with model {blob.model_identity.hex()}; this service has {known}")
 
     async def verify(self, blob: Blob) -> None:
         """Decode everything but the pixels; raises CorruptBlob."""
-        await self._off_loop(lambda: self.codec.decode(blob))
+        codec = self.codec_of(blob)
+        await self._off_loop(lambda: codec.decode(blob))
         if container.ALPHA in blob.sections:
             await self._off_loop(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
 
     async def render(self, content: bytes, options: RenderOptions, deadline: float = math.inf) -> Rendered:
         """Blob to the bytes of a picture, before ``deadline`` on the monotonic clock."""
-        stages = Stages()
+        stages, steps = Stages(), self.steps_of(options)
         blob = self.parse(content)
         largest_side = FORMATS[options.extension].largest_side
         canvas = (blob.width, blob.height) if options.box is None else plan(blob.width, blob.height, options.box).canvas
         if max(canvas) > largest_side:
             raise BadParameter(f"{options.extension} holds {largest_side} pixels a side at most: ask for another format")
-        with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height), "interactive", deadline) as ticket:
-            picture = await self._restore(blob, self.steps_of(options), stages, ticket)
+        with await self._admit_render(blob, steps, stages, deadline) as ticket:
+            picture = await self._restore(blob, steps, stages, ticket)
             with stages.timed("write"):
                 written = await ticket.aside(lambda: _write(picture, options), finishing=True)
         return Rendered(written, stages.seconds)
 
     async def restore(self, blob: Blob, steps: Steps) -> Picture:
         """Blob to pixels."""
-        with self.batcher.admit("render", self._padded_pixels(blob.width, blob.height)) as ticket:
-            return await self._restore(blob, steps, Stages(), ticket)
+        stages = Stages()
+        with await self._admit_render(blob, steps, stages, math.inf) as ticket:
+            return await self._restore(blob, steps, stages, ticket)
+
+    async def _admit_render(self, blob: Blob, steps: Steps, stages: Stages, deadline: float) -> Ticket:
+        """Let a blob in, its model loaded; raises the errors of ``Batcher.admit`` and ``OtherModel.ready``, MethodUnavailable."""
+        codec, other = self.codec_of(blob), self.others.get(blob.model_identity)
+        if steps == "article":
+            codec.require_palette()
+        if other is not None and not other.loaded:
+            with stages.timed("load"):
+                await other.ready(deadline)
+        operation = "render" if other is None else other.operation
+        return self.batcher.admit(operation, _padded_pixels(codec.manifest, blob.width, blob.height), "interactive", deadline)
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
-        alpha = None
+        alpha, codec = None, self.codec_of(blob)
         with stages.timed("read"):
-            latent = await ticket.aside(lambda: self.codec.decode(blob))
+            latent = await ticket.aside(lambda: codec.decode(blob))
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         return Picture(await self._decode(latent, blob, steps, stages, ticket), alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Plane:
-        factor = self.engine.manifest.downscale
+        factor = self.codec_of(blob).manifest.downscale
         noise = Noise(np.float32(step_size(blob.step_index)), steps, blob.method == LATENT)
         if blob.tiling is None:
             cells = border_cells(blob.width, blob.height)
             border = cells * factor
             surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
-            whole = await self._submit_render(surrounded, noise, stages, ticket)
+            whole = await _submit_render(surrounded, noise, factor, stages, ticket)
             return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
@@ -372,15 +390,9 @@ class Pipeline:
         windows = tiles(latent.shape[1], latent.shape[2], side // factor, margin // factor)
         for cell, tile in zip(windows, tiles(canvas.shape[0], canvas.shape[1], side, margin), strict=True):
             window = latent[:, cell.rows.window, cell.columns.window]
-            piece = await self._submit_render(np.ascontiguousarray(window), noise, stages, ticket)
+            piece = await _submit_render(np.ascontiguousarray(window), noise, factor, stages, ticket)
             await ticket.aside(partial(mosaic.put, tile, piece), finishing=True)
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
-
-    async def _submit_render(self, latent: Latent, noise: Noise, stages: Stages, ticket: Ticket) -> Plane:
-        height, width = latent.shape[1:]
-        pixels = height * width * self.engine.manifest.downscale**2
-        rendered: Plane = await stages.on_device(ticket.submit((height, width, noise.steps, noise.projected), (latent, noise), pixels))
-        return rendered
 
     # -- plumbing
 
@@ -410,6 +422,20 @@ class Pipeline:
 
     async def close(self) -> None:
         await self.batcher.close()
+        for other in self.others.values():
+            await other.close()
+
+
+def _padded_pixels(manifest: Manifest, width: int, height: int) -> int:
+    factor = manifest.downscale
+    return -(-width // factor) * -(-height // factor) * factor**2
+
+
+async def _submit_render(latent: Latent, noise: Noise, factor: int, stages: Stages, ticket: Ticket) -> Plane:
+    height, width = latent.shape[1:]
+    shape, pixels = (height, width, noise.steps, noise.projected), height * width * factor**2
+    rendered: Plane = await stages.on_device(ticket.submit(shape, (latent, noise), pixels))
+    return rendered
 
 
 def _write(picture: Picture, options: RenderOptions) -> bytes:
@@ -438,53 +464,49 @@ def _traced(seconds: dict[str, float]) -> traces.There:
     return traces.here()
 
 
-def device_operations(engine: Engine) -> dict[str, Callable[[Sequence[Any]], Sequence[Any]]]:
+def _encode(engine: Engine, items: Sequence[tuple[Plane, bool]]) -> Sequence[Computed]:
+    started = time.perf_counter()
+    latents = engine.encode(np.stack([pixels for pixels, _ in items]), sampled=items[0][1])
+    seconds = {"encode": time.perf_counter() - started}
+    batch = _traced(seconds)
+    return [Computed(latent, seconds, batch) for latent in latents]
+
+
+def _render(engine: Engine, items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
+    _, first = items[0]
+    started = time.perf_counter()
+    latents = np.stack([latent for latent, _ in items])
+    clean = engine.restore(latents, np.array([noise.step for _, noise in items], np.float32), first.steps, first.projected)
+    restored = time.perf_counter()
+    pictures = engine.decode(clean)
+    seconds = ({"unet": restored - started} if first.steps else {}) | {"decode": time.perf_counter() - restored}
+    batch = _traced(seconds)
+    return [Computed(picture, seconds, batch) for picture in pictures]
+
+
+def _render_with(other: OtherModel, items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
+    return _render(other.engine, items)
+
+
+def device_operations(engine: Engine) -> dict[str, Operation]:
     """What the device thread runs: lists of items alike in shape and in what is to be done in, lists of results out."""
-
-    def encode(items: Sequence[tuple[Plane, bool]]) -> Sequence[Computed]:
-        started = time.perf_counter()
-        latents = engine.encode(np.stack([pixels for pixels, _ in items]), sampled=items[0][1])
-        seconds = {"encode": time.perf_counter() - started}
-        batch = _traced(seconds)
-        return [Computed(latent, seconds, batch) for latent in latents]
-
-    def render(items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
-        _, first = items[0]
-        started = time.perf_counter()
-        latents = np.stack([latent for latent, _ in items])
-        clean = engine.restore(latents, np.array([noise.step for _, noise in items], np.float32), first.steps, first.projected)
-        restored = time.perf_counter()
-        pictures = engine.decode(clean)
-        seconds = ({"unet": restored - started} if first.steps else {}) | {"decode": time.perf_counter() - restored}
-        batch = _traced(seconds)
-        return [Computed(picture, seconds, batch) for picture in pictures]
-
-    return {"encode": encode, "render": render}
-
-
-def load_model(settings: Settings) -> tuple[Engine, Codec]:
-    """Load everything of a model folder and try it once; raises BadModel or DeviceFailed.  Takes seconds: not on the event loop."""
-    engine = Engine(settings.model, settings.device, settings.dtype, None if settings.compile == "auto" else settings.compile == "on")
-    codec = Codec(settings.model, engine.manifest)
-    engine.check()
-    return engine, codec
+    return {"encode": partial(_encode, engine), "render": partial(_render, engine)}
 
 
 @asynccontextmanager
 async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterator[Pipeline]:
-    """A pipeline with its model loaded, closed in order at the end.
+    """A pipeline with its own model loaded, closed in order at the end.
 
     ``warm``: whether full batches are run first.  That takes as long as some tens of pictures, and spares the first requests of a
     service the making of kernels and guesses about durations; for a picture or two it is the longest part of the work.
     """
     tune()
-    # In a thread that ends.  OpenMP keeps a team for every thread that ever computed, and with more of them than cores its barriers sleep
-    # instead of spinning: the device's own work then takes a third longer (measured; a small U-Net even twice as long).
-    with ThreadPoolExecutor(1) as short_lived:
-        engine, codec = await asyncio.get_running_loop().run_in_executor(short_lived, load_model, settings)
+    others = other_models(settings)
+    engine, codec = await loaded(settings)
+    operations = device_operations(engine) | {other.operation: partial(_render_with, other) for other in others.values()}
     processor = CpuPool(settings.cpu_workers)
-    batcher = Batcher(device_operations(engine), settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
-    pipeline = Pipeline(engine, codec, batcher, settings)
+    batcher = Batcher(operations, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
+    pipeline = Pipeline(engine, codec, batcher, settings, others)
     try:
         if warm:
             await pipeline.warm_up()

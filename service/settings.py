@@ -47,6 +47,10 @@ class Settings(BaseSettings):
         description="The default model: its folder, or its name where it is installed.",
         json_schema_extra={"default": BUNDLED_MODEL.name},
     )
+    other_models: list[Path] = Field(
+        default_factory=list,
+        description="Models whose files are rendered too, as JSON: folders or names; each is loaded when a file first needs it, and stays.",
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`."
     )
@@ -112,9 +116,15 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _model_by_name(self) -> Settings:
-        if len(self.model.parts) == 1 and not self.model.is_dir():
-            for folder in (BUNDLED_MODEL.parent / self.model, self.models_dir / self.model):
-                if folder.is_dir():
-                    self.model = folder
+    def _models_by_name(self) -> Settings:
+        self.model = self._folder(self.model)
+        self.other_models = [self._folder(model) for model in self.other_models]
         return self
+
+    def _folder(self, model: Path) -> Path:
+        """Of an installed model, where it is named; what is no name is taken as it is."""
+        if len(model.parts) == 1 and not model.is_dir():
+            for folder in (BUNDLED_MODEL.parent / model, self.models_dir / model):
+                if folder.is_dir():
+                    return folder
+        return model

@@ -167,8 +167,9 @@ def _understand(variants: Variants, pipeline: Pipeline, spelling: str, accept: s
 
 def _told(pipeline: Pipeline, extension: str, options: RenderOptions) -> str:
     """What is done to the picture, as a dictionary of RFC 9651, for those who look with ``curl -I``."""
-    manifest = pipeline.engine.manifest
-    said = [f'model="{manifest.name}-{manifest.version}"', f"steps={pipeline.steps_of(options)}", f"format={extension}"]
+    # which of several models made the blob is not known before it is read
+    model = [] if pipeline.others else [f'model="{pipeline.engine.manifest.full_name}"']
+    said = [*model, f"steps={pipeline.steps_of(options)}", f"format={extension}"]
     if not FORMATS[extension].lossless:
         said.append(f"q={options.quality}")
     if options.box is not None:

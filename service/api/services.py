@@ -71,7 +71,7 @@ class Services:
             height=blob.height,
             bpp=round(8 * size / (blob.width * blob.height), 4),
             method=METHODS[blob.method],
-            model=f"{self.pipeline.engine.manifest.name}-{self.pipeline.engine.manifest.version}",
+            model=self.pipeline.codec_of(blob).manifest.full_name,
             preview=facts.get("preview"),
             color=facts.get("color"),
             links=Links(render=link(render), png=link(f"{render}.png"), webp=link(f"{render}.webp"), blob=stored, info=f"{stored}/info"),

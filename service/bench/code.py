@@ -13,7 +13,7 @@ from service.bench import pictures as source
 from service.codec import container
 from service.codec.codec import Frame
 from service.codec.steps import Symbols, quantise
-from service.pipeline import load_model
+from service.loading import load_model
 from service.settings import Settings
 
 QUALITIES = (10, 30, 50, 70, 90)

@@ -36,7 +36,8 @@ from service.bench.pictures import machine
 from service.bench.results import HungUp, LoadReport, Operation, Percentiles, Second, Stage, about
 from service.bench.serving import Server, serving
 from service.errors import BadParameter
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, load_model, open_pipeline
+from service.loading import load_model
+from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
 from service.settings import Settings
 
 SCRIPT = Path(__file__).with_name("load.js")

@@ -131,9 +131,14 @@ class Codec:
             )
         return blob
 
+    @property
+    def has_palette(self) -> bool:
+        """Whether this model's latent can be a palette."""
+        return self.manifest.latent_channels == palette.CHANNELS
+
     def require_palette(self) -> None:
         """Raise MethodUnavailable unless this model's latent can be a palette."""
-        if self.manifest.latent_channels != palette.CHANNELS:
+        if not self.has_palette:
             raise MethodUnavailable(
                 f"the article's methods are for latents of {palette.CHANNELS} channels; those of model '{self.manifest.name}' have "
                 f"{self.manifest.latent_channels}: leave the parameter out, or serve a Stable Diffusion checkpoint"
@@ -198,7 +203,7 @@ class Codec:
         """Raise unless this codec can read the blob."""
         if blob.method not in METHODS:
             raise CorruptBlob(f"unknown method {blob.method}")
-        if blob.method == PALETTE and (self.manifest.latent_channels != palette.CHANNELS or blob.seed is not None):
+        if blob.method == PALETTE and (not self.has_palette or blob.seed is not None):
             raise CorruptBlob("no palette of this model is written like this")
         if blob.code_identity != self.code_identity:
             raise WrongModel(

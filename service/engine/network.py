@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from service.engine import article
@@ -62,12 +62,31 @@ def load_weights(cls: Any, folder: Path, dtype: torch.dtype, **options: Any) -> 
     return network
 
 
+def _class_of(folder: Path, classes: dict[str, Any]) -> Any:
+    """The class of one part of a model folder, whose weights are safetensors; raises BadModel."""
+    cls = network_class(folder, classes)
+    if not any(folder.glob("*.safetensors")):
+        if any(path.suffix in PICKLED for path in folder.iterdir()):
+            raise BadModel(f"{folder} holds pickled weights only, which can run code when they are loaded: bring them as safetensors")
+        raise BadModel(f"{folder} has no weights")
+    return cls
+
+
 def _load(folder: Path, classes: dict[str, Any], dtype: torch.dtype) -> Any:
     """One part of a model folder; raises BadModel."""
-    cls = network_class(folder, classes)
-    if not any(folder.glob("*.safetensors")) and any(path.suffix in PICKLED for path in folder.iterdir()):
-        raise BadModel(f"{folder} holds pickled weights only, which can run code when they are loaded: bring them as safetensors")
-    return load_weights(cls, folder, dtype)
+    return load_weights(_class_of(folder, classes), folder, dtype)
+
+
+def check_parts(folder: Path) -> None:
+    """See that a model folder has its parts and that no file of weights is cut short, in milliseconds; raises BadModel."""
+    parts = {"vae": AUTOENCODERS, "unet": UNETS} | ({FAST_DECODER: AUTOENCODERS} if (folder / FAST_DECODER).is_dir() else {})
+    for part, classes in parts.items():
+        _class_of(folder / part, classes)
+        for path in (folder / part).glob("*.safetensors"):
+            try:
+                safe_open(path, "pt")  # reads the header, and compares it with the length of the file
+            except (OSError, SafetensorError) as error:
+                raise BadModel(f"{path} cannot be loaded: {error}") from error
 
 
 class Networks:

@@ -31,6 +31,7 @@ RUN_BY = {
     ("docs/BENCH.md", "import json"): "tests/docs/test_commands.py::test_anybody_can_plot_the_figures_again",
     ("docs/KEEPING.md", "mkdir -p backup"): "tests/docs/test_commands.py::test_backup_and_restore",
     ("docs/KEEPING.md", "mkdir -p restored"): "tests/docs/test_commands.py::test_backup_and_restore",
+    ("docs/KEEPING.md", "mkdir -p ~/.local"): "tests/docs/test_commands.py::test_an_old_model_is_kept_and_named",
 }
 """(document, how the block begins): the test that runs it"""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.settings import Settings
+from service.loading import other_models
+from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane
 from tests.docs.blocks import ROOT, block
 
@@ -93,6 +95,16 @@ def test_backup_and_restore(house: Path) -> None:
     (house / "backup" / "blobs" / "bundled-3.sdc").write_bytes(damaged)
     with pytest.raises(AssertionError, match="bundled-3"):
         sh(check, house)
+
+
+def test_an_old_model_is_kept_and_named(house: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of docs/KEEPING.md."""
+    monkeypatch.setenv("HOME", str(house))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    shutil.copytree(BUNDLED_MODEL, house / "service" / "models" / "bundled")
+    sh(block("docs/KEEPING.md", "mkdir -p ~/.local"), house)
+    (other,) = other_models(Settings(model=small_model, other_models=["bundled-3"])).values()
+    assert other.folder == house / ".local/share/sdc/models/bundled-3"
 
 
 def test_anybody_can_plot_the_figures_again() -> None:

@@ -8,7 +8,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from service.bench.fleet.replica import Limits, Replica, Request
 from service.bench.load import Job, bare_loop, mixed_pictures
 from service.bench.pictures import machine
 from service.bench.serving import serving
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, device_operations, load_model
+from service.loading import loaded
+from service.pipeline import CompressOptions, Pipeline, RenderOptions, device_operations
 from service.process import tune
 from service.settings import Settings
 
@@ -65,8 +65,7 @@ class _Watched(Batcher):
 async def _pictures(settings: Settings, jobs: list[Job], outside_s: dict[Operation, float]) -> tuple[str, list[Picture]]:
     """The model, and every job as both operations."""
     tune()
-    with ThreadPoolExecutor(1) as short_lived:  # as the service does: no thread that computed stays beside the device's
-        engine, codec = await asyncio.get_running_loop().run_in_executor(short_lived, load_model, settings)
+    engine, codec = await loaded(settings)
     batcher = _Watched(device_operations(engine), settings)
     pipeline, found = Pipeline(engine, codec, batcher, settings), []
     try:
