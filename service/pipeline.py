@@ -411,14 +411,14 @@ class Pipeline:
 
     async def _warm_up(self) -> None:
         factor, channels = self.engine.manifest.downscale, self.engine.manifest.latent_channels
-        steps = self.engine.manifest.default_steps
+        steps, twice = self.engine.manifest.default_steps, self.engine.makes_kernels
         for side in WARM_SIDES:
             height = width = side // factor * factor
             pixels = np.zeros((height, width, 3), np.uint8)
-            await self.batcher.warm_up("encode", (height, width, False), (pixels, False), height * width)
+            await self.batcher.warm_up("encode", (height, width, False), (pixels, False), height * width, twice)
             latent = np.zeros((channels, height // factor, width // factor), np.float32)
             noise = Noise(np.float32(1), steps, True)
-            await self.batcher.warm_up("render", (*latent.shape[1:], steps, True), (latent, noise), height * width)
+            await self.batcher.warm_up("render", (*latent.shape[1:], steps, True), (latent, noise), height * width, twice)
 
     async def close(self) -> None:
         await self.batcher.close()

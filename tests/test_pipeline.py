@@ -3,6 +3,7 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from service.codec import container
 from service.codec.container import ALPHA, Tiling
@@ -151,3 +152,19 @@ def test_a_neighbour_in_the_batch_does_not_change_integers_or_pixels(settings: S
             assert psnr(shown[0], shown[1]) > 45, index
 
     run(settings, scenario)
+
+
+def test_a_processor_is_warmed_up_by_one_run_of_each_size(settings: Settings) -> None:
+    """Every run is time that a user waits for the start, and there are no kernels to be made."""
+    before = {op: runs(op) for op in ("encode", "render")}
+
+    async def main() -> None:
+        async with open_pipeline(settings.model_copy(update={"device": "cpu"})) as pipeline:
+            assert pipeline.batcher.durations.predict("encode", (512, 512, False), settings.max_batch, 512**2) > 0
+
+    asyncio.run(main())
+    assert {op: runs(op) - count for op, count in before.items()} == {"encode": 4, "render": 4}
+
+
+def runs(operation: str) -> float:
+    return REGISTRY.get_sample_value("sdc_stage_seconds_count", {"stage": f"device-{operation}"}) or 0

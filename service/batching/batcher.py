@@ -168,13 +168,15 @@ class Batcher:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
         return self.admission.wait_s(lane)
 
-    async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int) -> None:
+    async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int, twice: bool = True) -> None:
         """Run a bucket at both of its sizes, to be called before there is traffic; learns how long they take.
+
+        ``twice``: the first run, which makes the kernels, teaches nothing.
 
         Raises what the operation raises.  A full batch that does not fit into memory is no failure: smaller ones will be made.
         """
         for size in dict.fromkeys((1, self._waiting.limit((operation, shape)))):
-            for timed in (False, True):  # the first run makes the kernels
+            for timed in (False, True) if twice else (True,):
                 replies = [asyncio.get_running_loop().create_future() for _ in range(size)]
                 items = [Item((operation, shape), payload, pixels, "interactive", self._clock(), math.inf, 0.0, reply) for reply in replies]
                 self._device.start(Batch((operation, shape), items, size, timed))

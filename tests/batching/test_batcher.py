@@ -600,10 +600,11 @@ def test_an_interactive_picture_does_not_wait_for_bulk_on_the_processor() -> Non
     run(scenario, clock=lambda: now)
 
 
-def test_warming_up_runs_both_sizes_and_learns_their_times() -> None:
+@pytest.mark.parametrize("twice", [True, False])
+def test_warming_up_runs_both_sizes_and_learns_their_times(twice: bool) -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
-        await batcher.warm_up("square", "s", 3, 10)
-        assert device.batches == [[3], [3], [3] * 4, [3] * 4]
+        await batcher.warm_up("square", "s", 3, 10, twice)
+        assert device.batches == ([[3], [3], [3] * 4, [3] * 4] if twice else [[3], [3] * 4])
         assert batcher.durations.predict("square", "s", 1, 10) == 1.0
         assert batcher.predicted_wait_s() == 0
 
