@@ -107,6 +107,7 @@ class Manifest(BaseModel):
     rate_points: RatePoints
     rate_guess: RateGuess = RateGuess.model_validate({})
     tiling: TilingRule = TilingRule.model_validate({})
+    decoder_revision: int = Field(1, ge=1, description="Raised when the decoder alone was made anew: the same files, other pixels.")
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
     source: Source | None = None
 

@@ -63,5 +63,18 @@ def export(
     write(configuration.load(config), images, out, model)
 
 
+@app.command()
+def refit(
+    images: Images,
+    start: Annotated[Path, typer.Option(help="Model folder whose decoder is to be made anew.")],
+    model: Annotated[Path, typer.Option(help="Model folder to write; it reads the files of the other.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Make the decoder's last layers anew by least squares: minutes, and stored files stay as they are."""
+    from training.refit import refit as write
+
+    write(configuration.load(config), images, start, model)
+
+
 if __name__ == "__main__":
     app()

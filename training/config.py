@@ -90,6 +90,16 @@ class Unet:
 
 
 @dataclass(frozen=True)
+class Refit:
+    crops: int
+    """that the layers are fitted to"""
+    masking: float
+    """variance of a 4x4 patch (levels 0..255 squared, summed over colours) that halves what an error weighs"""
+    least: float
+    """what it weighs in the busiest texture, against 1 + least on flat ground"""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     version: str
@@ -103,6 +113,7 @@ class Config:
     vae_stage: Stage
     unet_stage: Stage
     context_stage: Stage
+    refit: Refit
 
 
 def load(path: Path) -> Config:
@@ -110,7 +121,7 @@ def load(path: Path) -> Config:
     raw: dict[str, Any] = tomllib.loads(path.read_text())
     parts = {
         "data": Data, "autoencoder": Autoencoder, "context": Context, "loss": Loss, "unet": Unet,
-        "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage,
+        "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage, "refit": Refit,
     }  # fmt: skip
     try:
         return Config(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})

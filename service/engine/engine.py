@@ -82,12 +82,14 @@ class Engine:
     @property
     def decoder_name(self) -> str:
         """What, beside the model's name and version, decides on the pixels of a latent."""
-        return f"{DECODER_VERSION}{'f' if self._networks.fast else ''}"
+        revision = self.manifest.decoder_revision
+        return f"{DECODER_VERSION}{'f' if self._networks.fast else ''}{f'r{revision}' if revision > 1 else ''}"
 
     @property
     def description(self) -> str:
         millions = self._networks.parameters / 1e6
-        name = f"{self.manifest.name} {self.manifest.version}"
+        revision = self.manifest.decoder_revision
+        name = f"{self.manifest.name} {self.manifest.version}{f' (decoder {revision})' if revision > 1 else ''}"
         return f"{name}, {millions:.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {describe(self.device)}"
 
     def check(self, height: int = 128, width: int = 128) -> None:
