@@ -14,6 +14,7 @@ from service.codec.entropy import EntropyCoder
 from service.codec.profile import context_predictor
 from service.codec.steps import UNIT_STEP_INDEX
 from service.codec.tables import logistic_counts
+from service.folders import make_readable
 from training import context_stage, unet
 from training.config import Config
 from training.latents import encode_crops, shipped_steps
@@ -56,4 +57,5 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "default_steps": 1 if progress.step else 0,
     }
     (out / "sdc.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    make_readable(out)
     print(f"{out}: unit step index {UNIT_STEP_INDEX}, steps {indices[0]}..{indices[-1]}, latent scale {scale:.4f}")

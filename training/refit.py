@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from service.engine.autoencoder import ResidualAutoencoder
 from service.errors import BadModel
+from service.folders import make_readable
 from service.manifest import read_manifest
 from training import machine
 from training.config import Config
@@ -138,3 +139,4 @@ def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
     shutil.copy(start / "vae" / "config.json", out / "vae")  # which would say where ``start`` lies
     told = json.loads((start / "sdc.json").read_text()) | {"decoder_revision": manifest.decoder_revision + 1}
     (out / "sdc.json").write_text(json.dumps(told, indent=2) + "\n")
+    make_readable(out)

@@ -111,6 +111,8 @@ def test_the_command(photos: dict[str, Plane], tmp_path: Path, linear: bool) -> 
     codecs = [Codec(folder, read_manifest(folder)) for folder in (start, out)]
     assert len({(codec.code_identity, codec.model_identity) for codec in codecs}) == 1, "and files stay as they are"
     assert json.loads((out / "sdc.json").read_text()) == json.loads((start / "sdc.json").read_text()) | {"decoder_revision": 2}
+    as_new = (tmp_path / "small.toml").stat().st_mode
+    assert {path.stat().st_mode for path in out.rglob("*.safetensors")} == {as_new}, "another user may serve it"
     again = CliRunner().invoke(app, given)
     assert again.exit_code == 1 and "is there already" in str(again.output) + str(again.exception)
 
