@@ -204,6 +204,7 @@ class Pipeline:
         self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings, others: Mapping[bytes, OtherModel] = MappingProxyType({})
     ) -> None:
         self.engine, self.codec, self.batcher, self.settings, self.others = engine, codec, batcher, settings, others
+        self._codecs = {codec.model_identity: codec} | {identity: other.codec for identity, other in others.items()}
 
     # -- names
 
@@ -322,11 +323,10 @@ class Pipeline:
 
     def codec_of(self, blob: Blob) -> Codec:
         """The codec of the model that made a blob; raises WrongModel where it is none of this process's."""
-        codecs = [self.codec, *(other.codec for other in self.others.values())]
-        for codec in codecs:
-            if codec.model_identity == blob.model_identity:
-                return codec
-        known = ", ".join(f"'{codec.manifest.full_name}' ({codec.model_identity.hex()})" for codec in codecs)
+        codec = self._codecs.get(blob.model_identity)
+        if codec is not None:
+            return codec
+        known = ", ".join(f"'{codec.manifest.full_name}' ({identity.hex()})" for identity, codec in self._codecs.items())
         raise WrongModel(f"this file was made with model {blob.model_identity.hex()}; this service has {known}")
 
     async def verify(self, blob: Blob) -> None:

@@ -85,6 +85,10 @@ class Pictures:
             piece = decorate(piece, rng)
         return np.asarray(piece)
 
+    def random_crops(self, rng: random.Random, count: int) -> torch.Tensor:
+        """uint8 (count, 3, crop, crop)."""
+        return to_tensor(np.stack([self.random_crop(rng) for _ in range(count)]))
+
     def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
         """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by threads, three for every four cores, each in its turn."""
         rows: list[queue.Queue[torch.Tensor]] = [queue.Queue(4) for _ in range(max(1, min(MOST_CUTTERS, CORES * 3 // 4)))]
@@ -92,7 +96,7 @@ class Pictures:
         def cut(number: int) -> None:
             rng = random.Random(f"{seed}.{number}")
             while True:
-                rows[number].put(to_tensor(np.stack([self.random_crop(rng) for _ in range(size)])))
+                rows[number].put(self.random_crops(rng, size))
 
         for number in range(len(rows)):
             threading.Thread(target=cut, args=(number,), daemon=True).start()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from service.engine.autoencoder import ResidualAutoencoder
 from training import machine
 from training.config import Config
-from training.data import Pictures, to_tensor
+from training.data import Pictures
 from training.networks import as_input, decode, encode
 
 CROPS = 320
@@ -32,7 +32,7 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
     rng = random.Random(config.seed + 2)
     channels = vae.config.latent_channels
     for _ in range(0, CROPS, 8):
-        pixels = as_input(to_tensor(np.stack([pictures.random_crop(rng) for _ in range(8)])))
+        pixels = as_input(pictures.random_crops(rng, 8))
         latent = encode(vae, pixels, config)
         latent[:, channels - count :] = 0
         residual = pixels - decode(vae, latent, config).float()

@@ -6,13 +6,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from service.codec.steps import step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
-from training.data import Pictures, to_tensor
+from training.data import Pictures
 from training.loop import Progress
 from training.networks import as_input, build, encode
 
@@ -46,7 +45,7 @@ def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -
     rng = random.Random(config.seed + 1)
     crops, latents = [], []
     for _ in range(0, count, 32):
-        part = to_tensor(np.stack([pictures.random_crop(rng) for _ in range(32)]))
+        part = pictures.random_crops(rng, 32)
         crops.append(part)
         latents.append(encode(vae, as_input(part), config).cpu())
     everything = torch.cat(latents)

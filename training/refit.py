@@ -14,18 +14,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from service.engine.autoencoder import ResidualAutoencoder
-from service.errors import BadModel
-from service.folders import make_readable
-from service.manifest import read_manifest
+from service.folders import written_whole
 from training import machine
 from training.config import Config
-from training.data import Pictures, to_tensor
+from training.data import Pictures
 from training.networks import as_input, encode
+from training.start import read_model
 from training.vae import draw_steps, round_to_step
 
 RIDGE = 1e-6
@@ -112,11 +110,7 @@ def refit_last_layers(vae: ResidualAutoencoder, samples: Iterator[Sample]) -> No
 @torch.no_grad()
 def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
     """Write the model folder ``out``: that of ``start`` with its decoder made anew.  It reads and writes the same files."""
-    try:
-        manifest = read_manifest(start)
-        vae = ResidualAutoencoder.from_pretrained(start / "vae", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
-    except (BadModel, OSError) as error:
-        raise SystemExit(f"{start}: {error}") from error
+    manifest, vae = read_model(start)
     if out.exists():
         raise SystemExit(f"{out} is there already")
     vae = vae.to(machine.device(), memory_format=torch.channels_last)
@@ -126,7 +120,7 @@ def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
 
     def samples() -> Iterator[Sample]:
         for _ in range(0, constants.crops, BATCH):
-            pixels = as_input(to_tensor(np.stack([pictures.random_crop(rng) for _ in range(BATCH)])))
+            pixels = as_input(pictures.random_crops(rng, BATCH))
             step, patches = draw_steps(BATCH, config), F.pixel_unshuffle(pixels, config.patch_factor)
             weight = visibility(patches, constants.masking, constants.least)
             # as squared error is weighed against bits
@@ -134,9 +128,9 @@ def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
             yield round_to_step(encode(vae, pixels, config), step), patches, weight
 
     refit_last_layers(vae, samples())
-    shutil.copytree(start, out, ignore=shutil.ignore_patterns("*.md"))
-    vae.cpu().half().save_pretrained(out / "vae")
-    shutil.copy(start / "vae" / "config.json", out / "vae")  # which would say where ``start`` lies
     told = json.loads((start / "sdc.json").read_text()) | {"decoder_revision": manifest.decoder_revision + 1}
-    (out / "sdc.json").write_text(json.dumps(told, indent=2) + "\n")
-    make_readable(out)
+    with written_whole(out) as staged:
+        shutil.copytree(start, staged, ignore=shutil.ignore_patterns("*.md"))
+        vae.cpu().half().save_pretrained(staged / "vae")
+        shutil.copy(start / "vae" / "config.json", staged / "vae")  # which would say where ``start`` lies
+        (staged / "sdc.json").write_text(json.dumps(told, indent=2) + "\n")

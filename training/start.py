@@ -11,7 +11,7 @@ from service.calibration.context import ContextModel, rescale
 from service.calibration.integers import float_context
 from service.engine.autoencoder import ResidualAutoencoder, ResidualBlock
 from service.errors import BadModel
-from service.manifest import read_manifest
+from service.manifest import Manifest, read_manifest
 
 
 @torch.no_grad()
@@ -53,17 +53,26 @@ def deepen(weights: dict[str, torch.Tensor], finished: ResidualAutoencoder, vae:
     return named
 
 
+def read_model(folder: Path) -> tuple[Manifest, ResidualAutoencoder]:
+    """The manifest and, in fp32, the auto-encoder of a finished model folder; raises SystemExit where it is none."""
+    try:
+        manifest = read_manifest(folder)
+        vae = ResidualAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
+    except (BadModel, OSError, KeyError, RuntimeError) as error:
+        raise SystemExit(f"training cannot start from {folder}: {error}") from error
+    return manifest, vae
+
+
 def start_from(folder: Path, vae: ResidualAutoencoder, context: ContextModel) -> int:
     """Give ``vae`` the weights of the model in ``folder``, and ``context`` those passes of its profile that have the same shape.
 
     Returns how many latent channels the folder's model has not.  Raises SystemExit where its auto-encoder has other widths or
     more blocks.
     """
+    manifest, finished = read_model(folder)
     try:
-        manifest = read_manifest(folder)
-        finished = ResidualAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32, local_files_only=True)
         copy_into(vae, deepen(finished.state_dict(), finished, vae))
-    except (BadModel, OSError, KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         raise SystemExit(f"training cannot start from {folder}: {error}") from error
     missing = int(vae.config.latent_channels) - manifest.latent_channels
     if manifest.entropy.file is None:
