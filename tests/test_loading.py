@@ -5,10 +5,9 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -19,22 +18,13 @@ from prometheus_client import REGISTRY
 from service import loading
 from service.app import create_app
 from service.errors import BadModel, DeadlineMissed, DeviceFailed, MethodUnavailable, WrongModel
-from service.pipeline import Compressed, CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.pipeline import Compressed, CompressOptions, Pipeline, RenderOptions
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import build_model, make_picture, png
+from tests.test_pipeline import run
 
 PHOTO = png(make_picture(64, 96))
 PNG = RenderOptions("png")
-
-Result = TypeVar("Result")
-
-
-def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[Result]]) -> Result:
-    async def main() -> Result:
-        async with open_pipeline(settings, warm=False) as pipeline:
-            return await scenario(pipeline)
-
-    return asyncio.run(main())
 
 
 def of(*models: Path) -> Settings:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipe
 from service.settings import Settings
 from tests.conftest import Plane, make_picture, png, psnr
 
+Result = TypeVar("Result")
 
-def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[None]]) -> None:
-    async def main() -> None:
+
+def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[Result]]) -> Result:
+    async def main() -> Result:
         async with open_pipeline(settings, warm=False) as pipeline:
-            await scenario(pipeline)
+            return await scenario(pipeline)
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 SIZES = [(1, 1), (1, 300), (300, 1), (15, 17), (16, 16), (63, 124), (65, 257), (3, 5)]
