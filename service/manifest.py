@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from service.errors import BadModel
 
 IDENTITY_BYTES = 4
+VERSION = r"^[A-Za-z0-9._-]{1,32}$"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -27,11 +28,17 @@ class EntropyProfile(BaseModel):
     file: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_-]+\.safetensors$", description="Integer weights and tables of a `context` profile."
     )
+    coarsest: list[Annotated[int, Field(ge=0, le=255)]] = Field(
+        [],
+        description="Of each group of channels the last step index that it is sent at: it is 0 at coarser ones. None given: always sent.",
+    )
 
     @model_validator(mode="after")
     def _context_has_a_file(self) -> EntropyProfile:
         if (self.kind == "context") != (self.file is not None):
             raise ValueError("a `context` profile names its file, a `laplace` profile has none")
+        if self.coarsest and self.file is None:
+            raise ValueError("a `laplace` profile has one group, which is always sent: no `coarsest`")
         return self
 
 
@@ -79,6 +86,15 @@ class RateGuess(BaseModel):
     slope: float = Field(1.5, ge=0.5, le=3)
 
 
+class Earlier(BaseModel):
+    """A model that this one was made from by adding latent channels: all else that its files depend on is as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(pattern=VERSION)
+    latent_channels: int = Field(ge=1, le=512)
+
+
 class Source(BaseModel):
     """Where a fetched model is from."""
 
@@ -95,7 +111,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
-    version: str = Field(pattern=r"^[A-Za-z0-9._-]{1,32}$")
+    version: str = Field(pattern=VERSION)
     patch_factor: int = Field(ge=1, le=16, description="Pixel-unshuffle in front of the auto-encoder.")
     downscale: Literal[1, 2, 4, 8, 16, 32, 64] = Field(description="Pixels per latent position, in each direction.")
     latent_channels: int = Field(ge=1, le=512)
@@ -103,12 +119,15 @@ class Manifest(BaseModel):
     latent_std: list[FiniteFloat] = Field(
         description="(latent - mean) / std has about unit variance; the auto-encoder's own scaling factor is not applied."
     )
-    entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None)
+    entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None, coarsest=[])
     rate_points: RatePoints
     rate_guess: RateGuess = RateGuess.model_validate({})
     tiling: TilingRule = TilingRule.model_validate({})
     decoder_revision: int = Field(1, ge=1, description="Raised when the decoder alone was made anew: the same files, other pixels.")
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")
+    widens: Earlier | None = Field(
+        None, description="The version whose files are read too: their latents are the first channels of this one's."
+    )
     source: Source | None = None
 
     @model_validator(mode="after")
@@ -117,6 +136,10 @@ class Manifest(BaseModel):
             raise ValueError("latent_mean and latent_std need one value for each latent channel")
         if min(self.latent_std) <= 0:
             raise ValueError("latent_std must be positive")
+        if self.widens and (
+            self.widens.latent_channels >= self.latent_channels or self.widens.version == self.version or self.entropy.file is None
+        ):
+            raise ValueError("widens names an earlier version with fewer latent channels, and both have a `context` profile")
         if self.tiling.side % self.downscale or self.tiling.margin % self.downscale:
             raise ValueError("tiles and their margins must be multiples of the downscale")
         return self
@@ -130,6 +153,18 @@ class Manifest(BaseModel):
     def model_identity(self) -> bytes:
         """Four bytes of SHA-256 over name and version: not tensor bytes, so that fp16 and fp32 copies agree."""
         return hashlib.sha256(f"sdc model {self.name} {self.version}".encode()).digest()[:IDENTITY_BYTES]
+
+    @property
+    def earlier(self) -> Manifest | None:
+        """The manifest that the version which this one widens had, as far as its files depend on it."""
+        if self.widens is None:
+            return None
+        kept = self.widens.latent_channels
+        changes = {
+            "version": self.widens.version, "latent_channels": kept, "latent_mean": self.latent_mean[:kept],
+            "latent_std": self.latent_std[:kept], "entropy": self.entropy.model_copy(update={"coarsest": []}), "widens": None,
+        }  # fmt: skip
+        return self.model_copy(update=changes)
 
 
 def read_manifest(folder: Path) -> Manifest:

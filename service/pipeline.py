@@ -204,7 +204,7 @@ class Pipeline:
         self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings, others: Mapping[bytes, OtherModel] = MappingProxyType({})
     ) -> None:
         self.engine, self.codec, self.batcher, self.settings, self.others = engine, codec, batcher, settings, others
-        self._codecs = {codec.model_identity: codec} | {identity: other.codec for identity, other in others.items()}
+        self._codecs = dict.fromkeys(codec.reads, codec) | {identity: other.codec for identity, other in others.items()}
 
     # -- names
 
@@ -326,7 +326,7 @@ class Pipeline:
         codec = self._codecs.get(blob.model_identity)
         if codec is not None:
             return codec
-        known = ", ".join(f"'{codec.manifest.full_name}' ({identity.hex()})" for identity, codec in self._codecs.items())
+        known = ", ".join(f"'{codec.reads[identity]}' ({identity.hex()})" for identity, codec in self._codecs.items())
         raise WrongModel(f"this file was made with model {blob.model_identity.hex()}; this service has {known}")
 
     async def verify(self, blob: Blob) -> None:

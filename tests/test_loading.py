@@ -194,7 +194,7 @@ def test_a_service_that_stops_waits_for_what_is_being_loaded(
 
 
 def test_the_articles_steps_are_those_of_the_model_that_made_the_file(old: Path) -> None:
-    """The bundled model's latent has 128 channels, the article's method is for four."""
+    """The bundled model's latent has many channels, the article's method is for four."""
 
     async def palette(pipeline: Pipeline) -> tuple[bytes, bytes]:
         content = (await pipeline.compress(PHOTO, CompressOptions("palette"))).content

@@ -76,5 +76,19 @@ def refit(
     write(configuration.load(config), images, start, model)
 
 
+@app.command()
+def widen(
+    images: Images,
+    start: Annotated[Path, typer.Option(help="Model folder that is to have more latent channels.")],
+    out: Out,
+    model: Annotated[Path, typer.Option(help="Model folder to write; it reads the files of the other.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Give a finished model more latent channels for fine detail: minutes, and files of the finished one are read too."""
+    from training.widen import widen as write
+
+    write(configuration.load(config), images, start, out, model)
+
+
 if __name__ == "__main__":
     app()

@@ -28,6 +28,8 @@ class Autoencoder:
     decoder_layers: list[int]
     linear: bool
     """whether a linear way lies beside the network"""
+    graft_crops: int
+    """crops that the linear way of new channels is found on"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ class Refit:
 
 
 @dataclass(frozen=True)
+class Widen:
+    crops: int
+    """that the passes of the new channels are trained on"""
+    finest: float
+    coarsest: float
+    """the passes are trained between these steps of the quantiser, and the new channels sent up to the second"""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     version: str
@@ -114,6 +125,8 @@ class Config:
     unet_stage: Stage
     context_stage: Stage
     refit: Refit
+    widen: Widen
+    widen_stage: Stage
 
 
 def load(path: Path) -> Config:
@@ -122,6 +135,7 @@ def load(path: Path) -> Config:
     parts = {
         "data": Data, "autoencoder": Autoencoder, "context": Context, "loss": Loss, "unet": Unet,
         "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage, "refit": Refit,
+        "widen": Widen, "widen_stage": Stage,
     }  # fmt: skip
     try:
         return Config(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})

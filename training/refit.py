@@ -9,16 +9,21 @@ seen: more on smooth ground, where a network that puts out 4x4 pixels at once le
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.numpy import load_file
 from torch.nn import functional as F
 
+from service.calibration.integers import Tensors
+from service.codec.steps import STEP_COUNT, step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from service.folders import written_whole
+from service.manifest import Manifest
 from training import machine
 from training.config import Config
 from training.data import Pictures
@@ -108,26 +113,38 @@ def refit_last_layers(vae: ResidualAutoencoder, samples: Iterator[Sample]) -> No
 
 
 @torch.no_grad()
+def samples(vae: ResidualAutoencoder, pictures: Pictures, coarsest: torch.Tensor, config: Config) -> Iterator[Sample]:
+    """What the layers are fitted to, as the decoder will meet it: ``coarsest`` (C,) are the last steps that channels are sent at."""
+    rng, constants = random.Random(config.seed + 2), config.refit
+    torch.manual_seed(config.seed + 3)
+    last = coarsest.to(machine.device()).view(-1, 1, 1)
+    for _ in range(0, constants.crops, BATCH):
+        pixels = as_input(pictures.random_crops(rng, BATCH))
+        step, patches = draw_steps(BATCH, config), F.pixel_unshuffle(pixels, config.patch_factor)
+        weight = visibility(patches, constants.masking, constants.least)
+        # as squared error is weighed against bits
+        weight = weight * (step ** (config.loss.balance - config.loss.mse_exponent)).view(-1, 1, 1, 1)
+        yield round_to_step(encode(vae, pixels, config), step) * (step.view(-1, 1, 1, 1) <= last), patches, weight
+
+
+def coarsest_steps(manifest: Manifest, profile: Tensors) -> torch.Tensor:
+    """(C,) the last step, of the raw latent, that each channel is sent at; infinite where it always is."""
+    if not manifest.entropy.coarsest:
+        return torch.full((manifest.latent_channels,), math.inf)
+    steps = torch.tensor([step_size(index) if index < STEP_COUNT - 1 else math.inf for index in manifest.entropy.coarsest])
+    return steps.repeat_interleave(torch.from_numpy(profile["group_sizes"])) * torch.tensor(manifest.latent_std)
+
+
+@torch.no_grad()
 def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
     """Write the model folder ``out``: that of ``start`` with its decoder made anew.  It reads and writes the same files."""
     manifest, vae = read_model(start)
     if out.exists():
         raise SystemExit(f"{out} is there already")
     vae = vae.to(machine.device(), memory_format=torch.channels_last)
-    pictures, rng = Pictures(images, config.data, validation=False), random.Random(config.seed + 2)
-    torch.manual_seed(config.seed + 3)
-    constants = config.refit
-
-    def samples() -> Iterator[Sample]:
-        for _ in range(0, constants.crops, BATCH):
-            pixels = as_input(pictures.random_crops(rng, BATCH))
-            step, patches = draw_steps(BATCH, config), F.pixel_unshuffle(pixels, config.patch_factor)
-            weight = visibility(patches, constants.masking, constants.least)
-            # as squared error is weighed against bits
-            weight = weight * (step ** (config.loss.balance - config.loss.mse_exponent)).view(-1, 1, 1, 1)
-            yield round_to_step(encode(vae, pixels, config), step), patches, weight
-
-    refit_last_layers(vae, samples())
+    pictures = Pictures(images, config.data, validation=False)
+    profile = {} if manifest.entropy.file is None else load_file(start / manifest.entropy.file)
+    refit_last_layers(vae, samples(vae, pictures, coarsest_steps(manifest, profile), config))
     told = json.loads((start / "sdc.json").read_text()) | {"decoder_revision": manifest.decoder_revision + 1}
     with written_whole(out) as staged:
         shutil.copytree(start, staged, ignore=shutil.ignore_patterns("*.md"))

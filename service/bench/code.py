@@ -12,7 +12,7 @@ from service.bench import palette
 from service.bench import pictures as source
 from service.codec import container
 from service.codec.codec import Frame
-from service.codec.steps import Symbols, quantise
+from service.codec.steps import Symbols
 from service.loading import load_model
 from service.settings import Settings
 
@@ -40,7 +40,7 @@ def main(settings: Settings, images: Path, crop: int, limit: int | None, out: Co
         latent = engine.encode(palette.padded(pixels, factor)[None])[0]
         for quality in QUALITIES:
             index = engine.manifest.rate_points.step_index(quality)
-            symbols = quantise(latent, index)
+            symbols = codec.quantise(latent, index)
             blob = codec.encode(latent, Frame(width, height), index)
             assert (codec.decode_symbols(blob) == symbols).all()
             payload = len(blob.sections[container.LATENT])

@@ -121,7 +121,7 @@ def _crop(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def _write(folder: Path, manifest: Manifest, fitted: Fitted, target: Path) -> None:
-    told = manifest.model_dump() | {"name": target.name, "entropy": {"kind": "context", "file": PROFILE}}
+    told = manifest.model_dump() | {"name": target.name, "entropy": {"kind": "context", "file": PROFILE}, "widens": None}
     if fitted.rate_guess:
         told["rate_guess"] = fitted.rate_guess
     with written_whole(target) as staged:

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from service.codec.lattice import PHASES
 
+EVERY = slice(None)
+
 SMALLEST_SCALE = 0.05
 """of the logistic, in quantiser steps"""
 
@@ -70,11 +72,13 @@ class ContextModel(nn.Module):
         """The passes, as what they are."""
         return cast(list[ContextPass], list(self.passes))
 
-    def predictions(self, known: torch.Tensor, log_step: torch.Tensor) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
-        """For each pass: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""
+    def predictions(
+        self, known: torch.Tensor, log_step: torch.Tensor, groups: slice = EVERY
+    ) -> list[tuple[slice, int, int, torch.Tensor, torch.Tensor]]:
+        """For each pass of ``groups``: channels, phase row, phase column, mean and log-scale at its positions (N, group, h/2, w/2)."""
         found, passes = [], self.in_order
-        start, index = 0, 0
-        for size in self.group_sizes:
+        for group in range(len(self.group_sizes))[groups]:
+            start, size, index = sum(self.group_sizes[:group]), self.group_sizes[group], group * len(PHASES)
             channels = slice(start, start + size)
             mask = torch.zeros(known.shape[2:], dtype=known.dtype, device=known.device)
             for row, column in PHASES:
@@ -87,11 +91,10 @@ class ContextModel(nn.Module):
                 mask = mask.clone()
                 mask[row::2, column::2] = 1
                 index += 1
-            start += size
         return found
 
-    def forward(self, known: torch.Tensor, coded: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """Bits of each item, (N,).
+    def forward(self, known: torch.Tensor, coded: torch.Tensor, step: torch.Tensor, groups: slice = EVERY) -> torch.Tensor:
+        """Bits of each item, (N,), of some groups or of all.
 
         Args:
             known: (N, C, h, w) dequantised latents, what a decoder would see.
@@ -100,7 +103,7 @@ class ContextModel(nn.Module):
         """
         total = torch.zeros_like(step)
         width = step[:, None, None, None]
-        for channels, row, column, mean, log_scale in self.predictions(known, step.log()):
+        for channels, row, column, mean, log_scale in self.predictions(known, step.log(), groups):
             value = coded[:, channels, row::2, column::2].float()
             total = total + bits(value, mean, log_scale, width).sum((1, 2, 3))
         return total

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +97,22 @@ class Codec:
         self.code_identity = profile.code_identity
         self.model_identity = manifest.model_identity
         self.entropy = EntropyCoder(profile.predictor)
-        self._predictor = profile.predictor
+        self._predictors = {profile.code_identity: profile.predictor}
+        self.reads = {manifest.model_identity: manifest.full_name}
+        """whose files, by model identity: its own and, where there is one, those of the version which it widens"""
+        if profile.earlier is not None and manifest.earlier is not None:
+            self._predictors[profile.earlier.code_identity] = profile.earlier.predictor
+            self.reads[manifest.earlier.model_identity] = manifest.earlier.full_name
+        self._older_coders: dict[tuple[bytes, bool], EntropyCoder] = {}
 
-    @cached_property
-    def _first_entropy(self) -> EntropyCoder:
-        """For files of version 1; made when one comes."""
-        return EntropyCoder(self._predictor, short_tables=False)
+    def _coder(self, blob: Blob) -> EntropyCoder:
+        """That which a blob was written by; of older versions, of the format or the model, made when one comes."""
+        which = blob.code_identity, blob.version > 1
+        if which == (self.code_identity, True):
+            return self.entropy
+        if which not in self._older_coders:
+            self._older_coders[which] = EntropyCoder(self._predictors[blob.code_identity], short_tables=which[1])
+        return self._older_coders[which]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture: its size in latent positions, rounded up."""
@@ -112,8 +121,14 @@ class Codec:
 
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
-        payload = self.entropy.encode(quantise(latent, step_index, _offset(frame.seed, latent.shape)), step_index)
+        payload = self.entropy.encode(self.quantise(latent, step_index, _offset(frame.seed, latent.shape)), step_index)
         return self._blob(frame, step_index, payload)
+
+    def quantise(self, latent: Latent, step_index: int, offset: Latent | None = None) -> Symbols:
+        """Normalised latent (C, h, w) to the integers that are sent of it: 0 in channels that are not sent at this step."""
+        symbols = quantise(latent, step_index, offset)
+        symbols[~self.entropy.sent(step_index)] = 0
+        return symbols
 
     def encode_palette(self, latent: Latent, frame: Frame, max_bytes: int | None = None) -> Blob:
         """Code as the article does, at the one size that gives; the step told is that of a uniform quantiser with the same error.
@@ -160,7 +175,7 @@ class Codec:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
-            sizes[index] = max(1, round(self.entropy.estimated_bits(quantise(latent, index, offset), index) / 8))
+            sizes[index] = max(1, round(self.entropy.estimated_bits(self.quantise(latent, index, offset), index) / 8))
             predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
@@ -191,13 +206,22 @@ class Codec:
             self.check(blob)
             return palette.decode(blob.sections[container.LATENT], *self.latent_shape(blob.width, blob.height)[1:])
         symbols = self.decode_symbols(blob)
-        return dequantise(symbols, blob.step_index, _offset(blob.seed, symbols.shape))
+        latent = dequantise(symbols, blob.step_index, _offset(blob.seed, symbols.shape))
+        sent = self._coder(blob).sent(blob.step_index)
+        latent[len(sent) :] = 0  # where dither would be all there is
+        latent[: len(sent)][~sent] = 0
+        return latent
 
     def decode_symbols(self, blob: Blob) -> Symbols:
-        """Blob of method ``latent`` to the integers that were coded, (C, h, w): exactly the same on every machine."""
+        """Blob of method ``latent`` to the integers that were coded, (C, h, w): exactly the same on every machine.
+
+        Channels that were not sent, because of the step or because an earlier version of the model had not got them, are 0.
+        """
         self.check(blob)
-        coder, shape = self.entropy if blob.version > 1 else self._first_entropy, self.latent_shape(blob.width, blob.height)
-        return coder.decode(blob.sections[container.LATENT], shape, blob.step_index)
+        channels, *grid = self.latent_shape(blob.width, blob.height)
+        sent = sum(self._predictors[blob.code_identity].group_sizes)
+        symbols = self._coder(blob).decode(blob.sections[container.LATENT], (sent, grid[0], grid[1]), blob.step_index)
+        return symbols if sent == channels else np.pad(symbols, ((0, channels - sent), (0, 0), (0, 0)))
 
     def check(self, blob: Blob) -> None:
         """Raise unless this codec can read the blob."""
@@ -205,7 +229,7 @@ class Codec:
             raise CorruptBlob(f"unknown method {blob.method}")
         if blob.method == PALETTE and (not self.has_palette or blob.seed is not None):
             raise CorruptBlob("no palette of this model is written like this")
-        if blob.code_identity != self.code_identity:
+        if blob.code_identity not in self._predictors:
             raise WrongModel(
                 f"this file needs the entropy profile {blob.code_identity.hex()}; model '{self.manifest.name}' has "
                 f"{self.code_identity.hex()}: install the model the file was made with"

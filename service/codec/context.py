@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.codec.lattice import PHASES, Exact, Seen, known_in_window
-from service.codec.steps import FIXED_BITS, INVERSE_STEP_FIXED, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
+from service.codec.steps import FIXED_BITS, INVERSE_STEP_FIXED, STEP_COUNT, STEP_FIXED, STEPS_PER_OCTAVE, UNIT_STEP_INDEX
 from service.codec.tables import HIGHEST_SCALE, LOWEST_SCALE, OFFSETS, SCALES_PER_OCTAVE, Counts
 
 LATENT_BITS = 6
@@ -51,6 +51,8 @@ class Predictor(Protocol):
     group_sizes: tuple[int, ...]
     windows: tuple[int, ...]
     """side of each group's window"""
+    coarsest: tuple[int, ...]
+    """the last step index that each group is sent at"""
     counts: Counts
     dtype: type[np.floating]
     """of what it is given: float64 where it is exact"""
@@ -82,6 +84,7 @@ class LaplacePredictor:
     def __init__(self, channels: int, counts: Counts) -> None:
         self.group_sizes: tuple[int, ...] = (channels,)
         self.windows: tuple[int, ...] = (5,)
+        self.coarsest: tuple[int, ...] = (STEP_COUNT - 1,)
         self.counts = counts
         # magnitude (64ths of a step, geometric grid) at which the scale index rises: integer thresholds, hence exact
         grid = range(LOWEST_SCALE, WIDEST_SCALE)
@@ -162,16 +165,23 @@ class ContextPredictor:
         passes: list[PassWeights],
         counts: Counts,
         dtype: type[np.floating] = np.float64,
+        coarsest: tuple[int, ...] = (),
     ) -> None:
         self.group_sizes = group_sizes
         self.windows = windows
+        self.coarsest = coarsest or (STEP_COUNT - 1,) * len(group_sizes)
         self.counts = counts
         self.dtype = dtype
         self._passes = passes
 
+    def first(self, groups: int) -> ContextPredictor:
+        """Of the first groups alone, which do not know of the others; sent at any step."""
+        passes = self._passes[: groups * len(PHASES)]
+        return ContextPredictor(self.group_sizes[:groups], self.windows[:groups], passes, self.counts, self.dtype)
+
     def rough(self) -> ContextPredictor:
         passes = [PassWeights(*(tensor.astype(np.float32) for tensor in astuple(item))) for item in self._passes]
-        return ContextPredictor(self.group_sizes, self.windows, passes, self.counts, np.float32)
+        return ContextPredictor(self.group_sizes, self.windows, passes, self.counts, np.float32, self.coarsest)
 
     def predict(self, seen: Seen, group: int, phase: int, step_index: int) -> tuple[Integers, Integers]:
         weights = self._passes[group * len(PHASES) + phase]

@@ -1,6 +1,8 @@
 """Codes an integer tensor losslessly: passes over a lattice, tables by look-up, constriction's range coder.
 
 symbols (C, h, w) -> for each group, for each phase: predict -> table rows -> range coder -> words -> bytes
+
+A group is sent at fine steps only, where the profile says so; its symbols are 0 at coarser ones.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class EntropyCoder:
         """no symbol costs less: a payload shorter than this times the symbols is refused unread"""
 
     def encode(self, symbols: Symbols, step_index: int) -> bytes:
-        """Symbols (C, h, w), each within 16 bits, to bytes."""
+        """Symbols (C, h, w), each within 16 bits, to bytes; those of groups that are not sent at this step are taken for 0."""
         encoder = constriction.stream.queue.RangeEncoder()
         last = _channels_last(symbols)
         for chunk in self._chunks(last, step_index):
@@ -148,7 +150,7 @@ class EntropyCoder:
 
     def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int) -> Symbols:
         """Bytes to symbols of ``shape``; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
-        if 8 * len(payload) + 64 < self.least_bits * shape[0] * shape[1] * shape[2]:
+        if 8 * len(payload) + 64 < self.least_bits * int(self.sent(step_index).sum()) * shape[1] * shape[2]:
             raise CorruptBlob("the payload is too short for a picture of this size")
         words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
         decoder = constriction.stream.queue.RangeDecoder(words)
@@ -178,6 +180,10 @@ class EntropyCoder:
         except (AssertionError, ValueError) as error:  # constriction's word for a stream that no encoder writes
             raise CorruptBlob("the payload cannot be decoded") from error
         return np.ascontiguousarray(symbols.transpose(2, 0, 1))
+
+    def sent(self, step_index: int) -> npt.NDArray[np.bool_]:
+        """(C,): which channels are sent at this step."""
+        return np.repeat(np.array(self._predictor.coarsest) >= step_index, self._predictor.group_sizes)
 
     def ideal_bits(self, symbols: Symbols, step_index: int) -> float:
         """Code length under the tables, without coder or padding."""
@@ -211,8 +217,11 @@ class EntropyCoder:
         height, width, channels = symbols.shape
         lattice = Lattice(channels, height, width, predictor.dtype)
         start = 0
-        for group, (size, side) in enumerate(zip(predictor.group_sizes, predictor.windows, strict=True)):
+        for group, (size, side, coarsest) in enumerate(zip(predictor.group_sizes, predictor.windows, predictor.coarsest, strict=True)):
             end = start + size
+            if step_index > coarsest:
+                start = end
+                continue
             for phase, (row, column) in enumerate(PHASES):
                 rows, columns = lattice.shape(phase)
                 rows_at_once = max(1, CHUNK // max(1, columns))

@@ -16,7 +16,7 @@ from service.codec.codec import Codec, Frame
 from service.codec.container import Tiling
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
-from service.codec.steps import dither, quantise, step_size
+from service.codec.steps import dither, step_size
 from service.errors import BadBlob, BadModel, CorruptBlob, MethodUnavailable, SizeUnreachable, TooManyPixels, WrongModel
 from service.manifest import read_manifest
 from service.settings import BUNDLED_MODEL
@@ -37,7 +37,7 @@ def test_a_blob_comes_back(codec: Codec) -> None:
     blob = codec.encode(latent, Frame(203, 117, b"alpha", Tiling(1024, 128)), 130)
     again = container.parse(container.write(blob), 1 << 20)
     assert again == blob
-    assert (codec.decode_symbols(again) == quantise(latent, 130)).all()
+    assert (codec.decode_symbols(again) == codec.quantise(latent, 130)).all()
 
 
 def test_a_file_of_version_1_is_read() -> None:
@@ -46,10 +46,10 @@ def test_a_file_of_version_1_is_read() -> None:
     latent = latent_for(codec, 203, 117)
     blob = codec.encode(latent, Frame(203, 117), 150)
     coder = EntropyCoder(load_profile(BUNDLED_MODEL, codec.manifest).predictor, short_tables=False)
-    payload = coder.encode(quantise(latent, 150), 150)
+    payload = coder.encode(codec.quantise(latent, 150), 150)
     assert payload != blob.sections[container.LATENT]
     earlier = container.parse(container.write(replace(blob, version=1, sections={container.LATENT: payload})), 1 << 20)
-    assert (codec.decode_symbols(earlier) == quantise(latent, 150)).all()
+    assert (codec.decode_symbols(earlier) == codec.quantise(latent, 150)).all()
 
 
 @pytest.mark.parametrize("max_bytes", [300, 1000, 2000, 20_000])
@@ -103,6 +103,23 @@ def test_a_damaged_profile_is_refused(tmp_path: Path) -> None:
         shutil.copy(BUNDLED_MODEL / name, tmp_path)
     (tmp_path / "entropy.safetensors").write_bytes(b"not tensors")
     with pytest.raises(BadModel):
+        Codec(tmp_path, read_manifest(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("said", "change"),
+    [
+        ("another number of groups", {"entropy": {"kind": "context", "file": "entropy.safetensors", "coarsest": [255, 90]}}),
+        ("no group of .* ends with the channels", {"widens": {"version": "0", "latent_channels": 5}}),
+        ("an earlier version with fewer", {"widens": {"version": "0", "latent_channels": 512}}),
+        ("an earlier version with fewer", {"version": "0", "widens": {"version": "0", "latent_channels": 4}}),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_profile_is_refused(tmp_path: Path, said: str, change: dict[str, object]) -> None:
+    for name in ("sdc.json", "entropy.safetensors"):
+        shutil.copy(BUNDLED_MODEL / name, tmp_path)
+    (tmp_path / "sdc.json").write_text(json.dumps(json.loads((tmp_path / "sdc.json").read_text()) | change))
+    with pytest.raises(BadModel, match=said):
         Codec(tmp_path, read_manifest(tmp_path))
 
 
@@ -177,10 +194,12 @@ def test_dithered_error_is_noise_whatever_the_latent(codec: Codec) -> None:
     assert (plain == 0).all()
     blob = codec.encode(latent, Frame(256, 256, seed=77), 128)
     read = codec.decode(container.parse(container.write(blob), 1 << 20))
-    error = read - latent
+    sent = codec.entropy.sent(128)
+    error = (read - latent)[sent]
     assert np.abs(error).max() <= 0.5 + 1e-6
     assert float(error.std()) == pytest.approx(12**-0.5, rel=0.05)
-    assert abs(np.corrcoef(error.ravel(), latent.ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(error.ravel(), latent[sent].ravel())[0, 1]) < 0.03
+    assert not read[~sent].any(), "nor is there noise where nothing was sent"
 
 
 def test_dithered_sizes_are_met_too(codec: Codec) -> None:
