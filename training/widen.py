@@ -193,7 +193,7 @@ def widen(config: Config, images: list[Path], start: Path, folder: Path, out: Pa
     new = Manifest.model_validate(told)
     refit_last_layers(wide, samples(wide, pictures, coarsest_steps(new, tensors), config))
 
-    latents = encoded(wide, pictures, GUESS_CROPS, config) / manifest.latent_std[0]
+    latents = encoded(wide, pictures, min(GUESS_CROPS, config.widen.crops), config) / manifest.latent_std[0]
     coder = EntropyCoder(context_predictor(tensors, new.latent_channels, tuple(new.entropy.coarsest)))
     told["rate_guess"] = fit_rate_guess(coder, latents.numpy(), config.data.crop**2, shipped_steps(config, manifest.latent_std[0]))
     with written_whole(out) as staged:
