@@ -497,8 +497,8 @@ def check_model(folder: Annotated[Path, typer.Argument(help="Model folder, or na
         engine, codec = load_model(_settings(folder))
     out.print(engine.description, highlight=False)
     out.print(f"model identity {codec.model_identity.hex()}, code identity {codec.code_identity.hex()}", highlight=False)
-    if engine.manifest.earlier is not None:
-        out.print(f"reads the files of {engine.manifest.earlier.full_name} too", highlight=False)
+    for other in list(codec.reads.values())[1:]:
+        out.print(f"reads the files of {other} too", highlight=False)
 
 
 @bench_app.command("rd")

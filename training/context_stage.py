@@ -35,15 +35,17 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
 
     The bits are those of rounded latents, not of noisy ones.
     """
-    encoded = encode_crops(config, images, folder, config.context.crops)
-    latents = encoded.latents / encoded.scale
-    torch.save({"scale": torch.tensor(encoded.scale)}, folder / "scale.pt")
+    raw = encode_crops(config, images, folder, config.context.crops)
+    # of all latents together: divides them in the shipped model, so that one step fits all channels
+    scale = float(raw.std())
+    latents = raw / scale
+    torch.save({"scale": torch.tensor(scale)}, folder / "scale.pt")
     context, finished = _shipped(config), finished_vae(config, folder).averaged["context"]
     assert isinstance(finished, ContextModel)
     keep_most_used(context, finished)
-    rescale(context, encoded.scale)
+    rescale(context, scale)
     progress = Progress("context", {"context": context}, config.context_stage, folder)
-    steps = torch.tensor([step_size(index) for index in shipped_steps(config, encoded.scale)])
+    steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
     pixels = config.data.crop**2
     generator = torch.Generator().manual_seed(config.seed + progress.step)
     total = 0.0
@@ -58,6 +60,6 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
         progress.update(loss)
         total += float(bpp.detach().mean())
         if progress.step % 200 == 0:
-            progress.log(bpp=round(total / 200, 5), scale=round(encoded.scale, 4))
+            progress.log(bpp=round(total / 200, 5), scale=round(scale, 4))
             total = 0.0
     progress.save()

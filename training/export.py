@@ -26,12 +26,11 @@ GUESS_CROPS = 192
 def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     """Write the model folder ``out``; the model card beside it is written by hand."""
     context, scale = context_stage.load(config, folder)
-    encoded = encode_crops(config, images, folder, config.context.table_crops)
     tensors = integer_passes(context.cpu())
     tensors["counts"] = logistic_counts()
     indices = shipped_steps(config, scale)
     predictor = context_predictor(tensors, config.autoencoder.latent_channels)
-    latents = (encoded.latents / scale).numpy()
+    latents = (encode_crops(config, images, folder, config.context.table_crops) / scale).numpy()
     tensors["counts"] = fit_counts(predictor, latents, indices, np.random.default_rng(config.seed))
 
     coder = EntropyCoder(context_predictor(tensors, config.autoencoder.latent_channels))

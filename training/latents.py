@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,16 +14,8 @@ from training.data import Pictures
 from training.loop import Progress
 from training.networks import as_input, build, encode
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """Crops, uint8 (N, 3, S, S), with their latents (N, C, S/16, S/16) as the auto-encoder returns them, and the auto-encoder."""
-
-    crops: torch.Tensor
-    latents: torch.Tensor
-    vae: ResidualAutoencoder
-    scale: float
-    """standard deviation of all latents together: divides them in the shipped model, so that one step fits all channels"""
+BATCH = 32
+"""crops that are encoded together"""
 
 
 def finished_vae(config: Config, folder: Path) -> Progress:
@@ -37,19 +28,18 @@ def finished_vae(config: Config, folder: Path) -> Progress:
 
 
 @torch.no_grad()
-def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -> Encoded:
-    """Encode ``count`` random crops of the training pictures."""
+def random_latents(vae: ResidualAutoencoder, pictures: Pictures, count: int, seed: int, config: Config) -> torch.Tensor:
+    """Latents (N, C, S/16, S/16), as the auto-encoder returns them, of ``count`` random crops."""
+    rng = random.Random(seed)
+    batches = (pictures.random_crops(rng, BATCH) for _ in range(0, count, BATCH))
+    return torch.cat([encode(vae, as_input(crops), config).cpu() for crops in batches])
+
+
+def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -> torch.Tensor:
+    """Latents of ``count`` random crops of the training pictures under the finished auto-encoder of stage 1."""
     vae = finished_vae(config, folder).averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
-    pictures = Pictures(images, config.data, validation=False)
-    rng = random.Random(config.seed + 1)
-    crops, latents = [], []
-    for _ in range(0, count, 32):
-        part = pictures.random_crops(rng, 32)
-        crops.append(part)
-        latents.append(encode(vae, as_input(part), config).cpu())
-    everything = torch.cat(latents)
-    return Encoded(torch.cat(crops), everything, vae, float(everything.std()))
+    return random_latents(vae, Pictures(images, config.data, validation=False), count, config.seed + 1, config)
 
 
 def shipped_steps(config: Config, scale: float) -> list[int]:

@@ -21,6 +21,13 @@ NOTES = 100
 """steps that a line of the log has the means of"""
 
 
+def save_whole(state: dict[str, Any], path: Path) -> None:
+    """Write beside ``path``, then rename: a kill leaves what was there before, or all of it."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
 class Progress:
     """A stage's optimiser, averaged weights and log, saved together and picked up where they stopped.
 
@@ -91,7 +98,7 @@ class Progress:
         print(json.dumps(line), flush=True)
 
     def save(self) -> None:
-        """Write a checkpoint beside the last one, then rename: a kill leaves one or the other."""
+        """Write a checkpoint: a kill leaves this one or the last."""
         self.saved_at = self.trained_s
         state = {
             "modules": {key: module.state_dict() for key, module in self.modules.items()},
@@ -100,9 +107,7 @@ class Progress:
             "step": self.step,
             "trained_s": self.trained_s,
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        save_whole(state, self.path)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location=machine.device(), weights_only=True)

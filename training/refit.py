@@ -19,8 +19,8 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
-from service.calibration.integers import Tensors
-from service.codec.steps import STEP_COUNT, step_size
+from service.codec.profile import Tensors
+from service.codec.steps import step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from service.folders import written_whole
 from service.manifest import Manifest
@@ -128,10 +128,10 @@ def samples(vae: ResidualAutoencoder, pictures: Pictures, coarsest: torch.Tensor
 
 
 def coarsest_steps(manifest: Manifest, profile: Tensors) -> torch.Tensor:
-    """(C,) the last step, of the raw latent, that each channel is sent at; infinite where it always is."""
+    """(C,) the last step, of the raw latent, that each channel is sent at; infinite where the manifest names none."""
     if not manifest.entropy.coarsest:
         return torch.full((manifest.latent_channels,), math.inf)
-    steps = torch.tensor([step_size(index) if index < STEP_COUNT - 1 else math.inf for index in manifest.entropy.coarsest])
+    steps = torch.tensor([step_size(index) for index in manifest.entropy.coarsest])
     return steps.repeat_interleave(torch.from_numpy(profile["group_sizes"])) * torch.tensor(manifest.latent_std)
 
 

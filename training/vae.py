@@ -21,7 +21,12 @@ from training.start import start_from
 
 def draw_steps(count: int, config: Config) -> torch.Tensor:
     """(count,) quantiser steps, log-uniform between the configured ends."""
-    low, high = math.log(config.loss.smallest_step), math.log(config.loss.largest_step)
+    return log_uniform(count, config.loss.smallest_step, config.loss.largest_step)
+
+
+def log_uniform(count: int, smallest: float, largest: float) -> torch.Tensor:
+    """(count,) random numbers whose logarithms are uniform between those of the ends."""
+    low, high = math.log(smallest), math.log(largest)
     return torch.exp(low + (high - low) * torch.rand(count, device=machine.device()))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from service.calibration.context import ContextModel, rescale
-from service.calibration.integers import Tensors, float_context, integer_passes
+from service.calibration.integers import float_context, integer_passes
 from service.calibration.tables import fit_rate_guess
 from service.codec.entropy import EntropyCoder
 from service.codec.lattice import PHASES
-from service.codec.profile import context_predictor
+from service.codec.profile import Tensors, context_predictor
 from service.codec.steps import STEP_COUNT, nearest_step
 from service.engine.autoencoder import ResidualAutoencoder
 from service.folders import written_whole
@@ -36,24 +35,18 @@ from training.config import Config
 from training.data import Pictures
 from training.export import GUESS_CROPS
 from training.graft import graft
-from training.latents import shipped_steps
-from training.loop import Progress
+from training.latents import random_latents, shipped_steps
+from training.loop import Progress, save_whole
 from training.networks import as_input, build, decode, encode, psnr
 from training.refit import coarsest_steps, refit_last_layers, samples
 from training.start import copy_into, read_model, start_from
-from training.vae import round_to_step
+from training.vae import log_uniform, round_to_step
 
 AT_ONCE = 16
-"""crops that are encoded together"""
+"""held-out crops that are judged together"""
 HELD_OUT = 48
 OLD, NEW = slice(-1), slice(-1, None)
 """groups of the context model"""
-
-
-def draw_sent(count: int, config: Config) -> torch.Tensor:
-    """(count,) steps that the new channels are sent at, log-uniform."""
-    low, high = math.log(config.widen.finest), math.log(config.widen.coarsest)
-    return torch.exp(low + (high - low) * torch.rand(count, device=machine.device()))
 
 
 def begin(config: Config, pictures: Pictures, start: Path, finished: Tensors, folder: Path) -> tuple[ResidualAutoencoder, ContextModel]:
@@ -80,18 +73,8 @@ def begin(config: Config, pictures: Pictures, start: Path, finished: Tensors, fo
     with torch.no_grad():  # what the networks themselves say of the new channels, and hear of them: nothing
         last.weight[-count:], last.bias[-count:], first.weight[:, -count:] = 0, 0, 0
     folder.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(".partial")
-    torch.save(wide.state_dict(), partial)
-    partial.replace(kept)
+    save_whole(wide.state_dict(), kept)
     return wide, context
-
-
-@torch.no_grad()
-def encoded(vae: ResidualAutoencoder, pictures: Pictures, count: int, config: Config) -> torch.Tensor:
-    """Raw latents of ``count`` random crops, kept in memory."""
-    rng = random.Random(config.seed + 4)
-    batches = (pictures.random_crops(rng, AT_ONCE) for _ in range(0, count, AT_ONCE))
-    return torch.cat([encode(vae, as_input(crops), config).cpu() for crops in batches])
 
 
 def train(
@@ -102,13 +85,13 @@ def train(
     Returns the wide auto-encoder and the averaged context model, both of raw latents.
     """
     wide, context = begin(config, pictures, start, finished, folder)
-    latents = encoded(wide, pictures, config.widen.crops, config)
+    latents = random_latents(wide, pictures, config.widen.crops, config.seed + 4, config)
     progress = Progress("widen", {"context": context}, config.widen_stage, folder)
     torch.manual_seed(config.seed + progress.step)
     pixels = config.data.crop**2
     while progress.fraction < 1:
         latent = latents[torch.randint(len(latents), (config.widen_stage.batch,))].to(machine.device())
-        step = draw_sent(len(latent), config)
+        step = log_uniform(len(latent), config.widen.finest, config.widen.coarsest)
         known = round_to_step(latent, step)
         bpp = context(known, known, step, NEW) / pixels
         # in proportion: a coarse picture's bits count as much as a fine one's
@@ -193,7 +176,8 @@ def widen(config: Config, images: list[Path], start: Path, folder: Path, out: Pa
     new = Manifest.model_validate(told)
     refit_last_layers(wide, samples(wide, pictures, coarsest_steps(new, tensors), config))
 
-    latents = encoded(wide, pictures, min(GUESS_CROPS, config.widen.crops), config) / manifest.latent_std[0]
+    crops = min(GUESS_CROPS, config.widen.crops)
+    latents = random_latents(wide, pictures, crops, config.seed + 4, config) / manifest.latent_std[0]
     coder = EntropyCoder(context_predictor(tensors, new.latent_channels, tuple(new.entropy.coarsest)))
     told["rate_guess"] = fit_rate_guess(coder, latents.numpy(), config.data.crop**2, shipped_steps(config, manifest.latent_std[0]))
     with written_whole(out) as staged:

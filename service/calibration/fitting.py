@@ -13,11 +13,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from service.calibration.context import ContextModel, bias_of
-from service.calibration.integers import Tensors, integer_passes
+from service.calibration.integers import integer_passes
 from service.calibration.tables import Latents, fit_counts, fit_rate_guess
 from service.codec.entropy import EntropyCoder
 from service.codec.lattice import PHASES
-from service.codec.profile import context_predictor
+from service.codec.profile import Tensors, context_predictor
 from service.codec.steps import quantise, step_size
 from service.codec.tables import logistic_counts
 

@@ -12,10 +12,9 @@ import torch
 from service.calibration.context import ContextModel, bias_of
 from service.codec.context import HIDDEN_BITS, LATENT_BITS, WEIGHT_BITS
 from service.codec.lattice import PHASES
+from service.codec.profile import Tensors
 from service.codec.steps import STEPS_PER_OCTAVE
 from service.codec.tables import SCALES_PER_OCTAVE
-
-Tensors = dict[str, npt.NDArray[np.generic]]
 
 LOG_STEP = math.log(2) / STEPS_PER_OCTAVE
 """(step index above 128) * this = log(step), the float model's input"""

@@ -97,12 +97,10 @@ class Codec:
         self.code_identity = profile.code_identity
         self.model_identity = manifest.model_identity
         self.entropy = EntropyCoder(profile.predictor)
-        self._predictors = {profile.code_identity: profile.predictor}
-        self.reads = {manifest.model_identity: manifest.full_name}
-        """whose files, by model identity: its own and, where there is one, those of the version which it widens"""
-        if profile.earlier is not None and manifest.earlier is not None:
-            self._predictors[profile.earlier.code_identity] = profile.earlier.predictor
-            self.reads[manifest.earlier.model_identity] = manifest.earlier.full_name
+        profiles = [profile] if profile.earlier is None else [profile, profile.earlier]
+        self._predictors = {each.code_identity: each.predictor for each in profiles}
+        self.reads = {each.manifest.model_identity: each.manifest.full_name for each in profiles}
+        """whose files, by model identity: its own first and, where there is one, those of the version which it widens"""
         self._older_coders: dict[tuple[bytes, bool], EntropyCoder] = {}
 
     def _coder(self, blob: Blob) -> EntropyCoder:
@@ -206,11 +204,11 @@ class Codec:
             self.check(blob)
             return palette.decode(blob.sections[container.LATENT], *self.latent_shape(blob.width, blob.height)[1:])
         symbols = self.decode_symbols(blob)
-        latent = dequantise(symbols, blob.step_index, _offset(blob.seed, symbols.shape))
-        sent = self._coder(blob).sent(blob.step_index)
-        latent[len(sent) :] = 0  # where dither would be all there is
-        latent[: len(sent)][~sent] = 0
-        return latent
+        offset = _offset(blob.seed, symbols.shape)
+        if offset is not None:  # it would be all there is where nothing was sent
+            sent = self._coder(blob).sent(blob.step_index)
+            offset[~np.pad(sent, (0, len(offset) - len(sent)))] = 0
+        return dequantise(symbols, blob.step_index, offset)
 
     def decode_symbols(self, blob: Blob) -> Symbols:
         """Blob of method ``latent`` to the integers that were coded, (C, h, w): exactly the same on every machine.
@@ -219,9 +217,9 @@ class Codec:
         """
         self.check(blob)
         channels, *grid = self.latent_shape(blob.width, blob.height)
-        sent = sum(self._predictors[blob.code_identity].group_sizes)
-        symbols = self._coder(blob).decode(blob.sections[container.LATENT], (sent, grid[0], grid[1]), blob.step_index)
-        return symbols if sent == channels else np.pad(symbols, ((0, channels - sent), (0, 0), (0, 0)))
+        coder = self._coder(blob)
+        symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index)
+        return symbols if coder.channels == channels else np.pad(symbols, ((0, channels - coder.channels), (0, 0), (0, 0)))
 
     def check(self, blob: Blob) -> None:
         """Raise unless this codec can read the blob."""

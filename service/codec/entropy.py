@@ -181,6 +181,11 @@ class EntropyCoder:
             raise CorruptBlob("the payload cannot be decoded") from error
         return np.ascontiguousarray(symbols.transpose(2, 0, 1))
 
+    @property
+    def channels(self) -> int:
+        """C, sent or not."""
+        return sum(self._predictor.group_sizes)
+
     def sent(self, step_index: int) -> npt.NDArray[np.bool_]:
         """(C,): which channels are sent at this step."""
         return np.repeat(np.array(self._predictor.coarsest) >= step_index, self._predictor.group_sizes)
@@ -216,11 +221,10 @@ class EntropyCoder:
         predictor = predictor or self._predictor
         height, width, channels = symbols.shape
         lattice = Lattice(channels, height, width, predictor.dtype)
-        start = 0
+        end = 0
         for group, (size, side, coarsest) in enumerate(zip(predictor.group_sizes, predictor.windows, predictor.coarsest, strict=True)):
-            end = start + size
+            start, end = end, end + size
             if step_index > coarsest:
-                start = end
                 continue
             for phase, (row, column) in enumerate(PHASES):
                 rows, columns = lattice.shape(phase)
@@ -231,7 +235,6 @@ class EntropyCoder:
                     mean, scale = predictor.predict(seen, group, phase, step_index)
                     yield _chunk((slice(row + 2 * first, row + 2 * last, 2), slice(column, None, 2), slice(start, end)), mean, scale)
                 lattice.put(phase, slice(start, end), visible(symbols[row::2, column::2, start:end], step_index))
-            start = end
 
 
 def _chunk(where: tuple[slice, slice, slice], mean: Integers, scale: Integers) -> Chunk:

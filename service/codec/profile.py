@@ -34,6 +34,8 @@ PASS_TENSORS = ("window", "window_bias", "window_step", "middle", "middle_bias",
 class Profile:
     """A predictor with its tables, and the identity of everything the integers depend on."""
 
+    manifest: Manifest
+    """of the model whose files it reads"""
     predictor: Predictor
     code_identity: bytes
     earlier: Profile | None = None
@@ -46,18 +48,18 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 def load_profile(folder: Path, manifest: Manifest) -> Profile:
     """Load the profile that ``manifest`` names; raises BadModel."""
     if manifest.entropy.file is None:
-        return Profile(LaplacePredictor(manifest.latent_channels, laplace_counts()), _code_identity(manifest, None))
+        return Profile(manifest, LaplacePredictor(manifest.latent_channels, laplace_counts()), _code_identity(manifest, None))
     path = folder / manifest.entropy.file
     try:
         tensors = load_file(path)
         predictor = context_predictor(tensors, manifest.latent_channels, tuple(manifest.entropy.coarsest))
         earlier = None
-        if manifest.earlier is not None:
-            groups = _groups_of(predictor.group_sizes, manifest.earlier.latent_channels)
-            earlier = Profile(predictor.first(groups), _code_identity(manifest.earlier, _first(tensors, groups)))
+        if (before := manifest.earlier) is not None:
+            groups = _groups_of(predictor.group_sizes, before.latent_channels)
+            earlier = Profile(before, predictor.first(groups), _code_identity(before, _first(tensors, groups)))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadModel(f"{path} is no entropy profile: {error}") from error
-    return Profile(predictor, _code_identity(manifest, tensors), earlier)
+    return Profile(manifest, predictor, _code_identity(manifest, tensors), earlier)
 
 
 def _code_identity(manifest: Manifest, tensors: Tensors | None) -> bytes:

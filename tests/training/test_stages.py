@@ -46,14 +46,18 @@ def small(folder: Path, minutes: float) -> Path:
     return folder / "small.toml"
 
 
-@pytest.fixture
-def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(60):  # names decide which are held out: enough of them that some are
+def save_photos(photos: dict[str, Plane], folder: Path) -> Path:
+    """Sixty small pictures: names decide which are held out, and of so many some are."""
+    folder.mkdir(exist_ok=True)
+    for index in range(60):
         pixels = list(photos.values())[index % len(photos)]
         Image.fromarray(pixels[:280, :300]).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
+    return save_photos(photos, tmp_path / "photos")
 
 
 def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Path, photo: Plane) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -19,7 +18,7 @@ from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.engine import Engine
 from service.manifest import read_manifest
 from tests.conftest import Plane, build_model, psnr
-from tests.training.test_stages import small
+from tests.training.test_stages import save_photos, small
 from training.__main__ import app
 
 SIDE = 256
@@ -42,16 +41,12 @@ def finished(folder: Path) -> Path:
 
 
 def run(start: Path, folder: Path, photos: dict[str, Plane], groups: str = "[2, 2, 6]") -> tuple[int, str]:
-    (folder / "photos").mkdir(exist_ok=True)
-    for index in range(60):  # names decide which are held out: enough of them that some are
-        pixels = list(photos.values())[index % len(photos)]
-        Image.fromarray(pixels[:280, :300]).save(folder / "photos" / f"{index}.png")
-    config = small(folder, 0.02)
+    images, config = save_photos(photos, folder / "photos"), small(folder, 0.02)
     text = (
         config.read_text().replace("latent_channels = 6", "latent_channels = 10").replace("group_sizes = [2, 4]", f"group_sizes = {groups}")
     )
     config.write_text(text.replace("[5, 3]", "[5, 3, 1]").replace("[8, 6]", "[8, 8, 8]").replace("[8, 4]", "[8, 8, 8]"))
-    given = ["--images", str(folder / "photos"), "--config", str(config), "--out", str(folder / "run")]
+    given = ["--images", str(images), "--config", str(config), "--out", str(folder / "run")]
     result = CliRunner().invoke(app, ["widen", *given, "--start", str(start), "--model", str(folder / "wide")])
     return result.exit_code, f"{result.output}{result.exception or ''}"
 
