@@ -641,12 +641,19 @@ def bench_fleet(
 
 
 @bench_app.command("gpu")
-def bench_gpu() -> None:
+def bench_gpu(
+    size: Annotated[
+        list[int] | None, typer.Option(min=64, help="Side of the pictures; several times. Default: 512 and 1024, on a processor 512.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Nothing is begun after so long.")] = 900,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="On a GPU: measure compiled networks too, last.")] = True,
+    folder: ReportFolder = Path("out/gpu"),
+) -> None:
     """Stable Diffusion's networks at full size, random weights: pictures a second, and what share of the device's own arithmetic."""
     with _bench_told():
         from service.bench import gpu
 
-        gpu.main(_settings(), out)
+        gpu.main(_settings(), gpu.Terms(tuple(size or ()), seconds, compiled, folder), out)
 
 
 if __name__ == "__main__":

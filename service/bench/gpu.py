@@ -7,6 +7,9 @@ launches: a prediction, and called one.
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,14 +34,37 @@ from service.pipeline import CompressOptions, RenderOptions, open_pipeline
 from service.settings import Settings
 
 SIDES = (512, 1024)
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 4, 8, 16, 32)
+MOST_PIXELS = 32 * 512**2
+"""of a batch that is tried"""
 WORTH = 1.03
 """a larger batch is better when it is faster by so much"""
+RENDER = "render"
+"""one step and the decode, as the service's device thread does them"""
+COMPILING_S = {"encode": 30, "U-Net step": 70, "decode": 35}
+"""what compiling one shape may take, as far as is known: one is not begun with less time left"""
+REPEATS = 20
+SERVICE_S = 30
+"""what the service needs to start, warm up and be measured"""
 CEILING_SIDE = {"cpu": 3072, "cuda": 8192}
 GPU_TFLOPS, GPU_SHARE, LAUNCH_S = 700.0, 0.5, 4e-6
 """of the GPU that is predicted: bf16 matmul as an H200 has been measured, what convolutions reach of it, and the time between launches"""
-SERVICE_PICTURES = 256
-"""rendered through the whole service on a GPU"""
+SERVICE_PICTURES, SERVICE_AT_ONCE = 768, 192
+"""through the whole service on a GPU"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is measured, and for how long."""
+
+    sides: tuple[int, ...] = ()
+    """of the pictures; none: those of ``SIDES`` on a GPU, the first of them on a processor"""
+    seconds: float = 900
+    """nothing is begun after so long"""
+    compiled: bool = True
+    """whether compiled networks are measured too, on a GPU"""
+    folder: Path | None = None
+    """where gpu.json is written, anew after each figure"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,9 @@ class Cost:
     flops: float
     launches: int
     """operations that run on the device, views not counted"""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.launches + other.launches)
 
 
 class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -79,7 +109,7 @@ def costs(side: int) -> dict[str, Cost]:
         with torch.no_grad(), _Launches() as launches:
             call()
         found[name] = Cost(float(flops.get_total_flops()), launches.count)
-    return found
+    return found | {RENDER: found["U-Net step"] + found["decode"]}
 
 
 def synchronise(device: torch.device) -> None:
@@ -107,7 +137,7 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: left @ right, device, 5)
 
 
-def operations(engine: Engine, side: int, batch: int) -> dict[str, Callable[[], object]]:
+def operations(engine: Engine, side: int, batch: int) -> dict[str, Callable[[], npt.NDArray[Any]]]:
     """What the service's device thread calls, copies to and from the device included."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
@@ -117,6 +147,7 @@ def operations(engine: Engine, side: int, batch: int) -> dict[str, Callable[[], 
         "encode": lambda: engine.encode(pixels),
         "U-Net step": lambda: engine.restore(latent, steps, 1),
         "decode": lambda: engine.decode(latent),
+        RENDER: lambda: engine.decode(engine.restore(latent, steps, 1)),
     }
 
 
@@ -149,66 +180,211 @@ def plain_seconds(side: int) -> float:
     return seconds(render, torch.device("cpu"), 1)
 
 
-async def _service(settings: Settings, pictures: int) -> dict[str, float]:
-    """Pictures of 512x512 a second through the queue, many at once: opening, coding and writing included."""
-    source = as_png(np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8))
+async def service_rates(settings: Settings, side: int, pictures: int) -> dict[str, tuple[float, float]]:
+    """Through the whole queue, opening, coding and writing included: seconds of a picture alone, and pictures a second of many at once."""
+    places = asyncio.Semaphore(max(1, min(SERVICE_AT_ONCE, settings.max_queued_pixels // side**2)))
+
+    async def one(job: Callable[[], Any]) -> float:
+        async with places:
+            started = time.perf_counter()
+            await job()
+            return time.perf_counter() - started
+
+    source = as_png(np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8))
     async with open_pipeline(settings) as pipeline:
         blob = (await pipeline.compress(source, CompressOptions())).content
         jobs: dict[str, Callable[[], Any]] = {
             "compress": lambda: pipeline.compress(source, CompressOptions()),
-            "render": lambda: pipeline.render(blob, RenderOptions("webp")),
+            RENDER: lambda: pipeline.render(blob, RenderOptions("webp")),
         }
-        rates = {}
+        found = {}
         for name, job in jobs.items():
+            alone = statistics.median([await one(job) for _ in range(REPEATS)])
             started = time.perf_counter()
-            await asyncio.gather(*(job() for _ in range(pictures)))
-            rates[name] = pictures / (time.perf_counter() - started)
-        return rates
+            await asyncio.gather(*(one(job) for _ in range(pictures)))
+            found[name] = alone, pictures / (time.perf_counter() - started)
+        return found
 
 
-def _table(engine: Engine, side: int, rate: float) -> tuple[Table, dict[str, float]]:
-    """All operations on pictures of one side, and how long each takes alone."""
-    gpu = engine.device.type == "cuda"
-    table = Table(
-        "", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "best batch", "pictures/s", "of the ceiling", "predicted ms",
-        title=f"{side}x{side}",
-    )  # fmt: skip
-    taken = {}
-    for name, cost in costs(side).items():
-        taken[name] = seconds(operations(engine, side, 1)[name], engine.device, 20 if gpu else 2)
-        batch, best = best_batch(engine, side, name, BATCHES, 5) if gpu else (1, 1 / taken[name])
-        predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
-        table.add_row(
-            name, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{taken[name] * 1e3:,.1f}", f"{cost.flops / taken[name] / rate:.2f}",
-            str(batch), f"{best:,.2f}", f"{cost.flops * best / rate:.2f}", f"{predicted * 1e3:.1f}",
+class Report:
+    """Figures as they come: a line each, and gpu.json anew, so that who is cut short keeps what was measured."""
+
+    def __init__(self, out: Console, terms: Terms) -> None:
+        self._out, self._terms, self._started = out, terms, time.perf_counter()
+        self.figures: list[dict[str, Any]] = []
+
+    @property
+    def left_s(self) -> float:
+        return self._terms.seconds - (time.perf_counter() - self._started)
+
+    def say(self, line: str) -> None:
+        self._out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def add(self, line: str, **figure: Any) -> None:
+        self.say(line)
+        self.figures.append(figure)
+        if self._terms.folder is not None:
+            self._terms.folder.mkdir(parents=True, exist_ok=True)
+            (self._terms.folder / "gpu.json").write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def speed(self, side: int, name: str, way: str, batch: int, taken: float, cost: Cost, rate: float) -> None:
+        """Of one operation; ``taken`` by the batch, ``rate`` is the ceiling."""
+        share = cost.flops * batch / taken / rate
+        self.add(
+            f"{side}x{side} {name}, {way}, batch {batch}: {taken * 1e3:,.2f} ms, {batch / taken:,.1f} pictures/s, "
+            f"{share:.2f} of the ceiling",
+            side=side, operation=name, way=way, batch=batch, ms=taken * 1e3, pictures_s=batch / taken, share=share,
         )  # fmt: skip
-    return table, taken
 
 
-def main(settings: Settings, out: Console) -> None:
+def first_and_then(engine: Engine, call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Seconds of a first run, in which the shape is made fast, and of those after it."""
+    started = time.perf_counter()
+    with engine.warming():
+        call()
+        synchronise(engine.device)
+    first = time.perf_counter() - started
+    return first, seconds(call, engine.device, repeats)
+
+
+def on_gpu(engine: Engine, side: int, rate: float, report: Report) -> dict[str, tuple[int, float]]:
+    """All operations on pictures of one side, as launched and as replayed; the best batch and its pictures a second."""
+    best: dict[str, tuple[int, float]] = {}
+    batches = [batch for batch in BATCHES if batch * side**2 <= MOST_PIXELS]
+    found = costs(side)
+    _reset_peak(engine.device)
+    alone = operations(engine, side, 1)
+    plain = {}
+    for name, cost in found.items():  # before anything is recorded
+        report.speed(side, name, "as launched", 1, seconds(alone[name], engine.device, REPEATS), cost, rate)
+        plain[name] = alone[name]()
+    for name, cost in found.items():
+        first, taken = first_and_then(engine, alone[name], REPEATS)
+        apart = np.abs(np.subtract(alone[name](), plain[name], dtype=np.float32)).max()
+        report.speed(side, name, f"replayed ({first:.1f} s to record, results {apart:.2g} apart)", 1, taken, cost, rate)
+    for name, cost in found.items():
+        if report.left_s < 0:
+            report.say(f"{side}x{side} {name}: no time left for larger batches")
+            break
+        with engine.warming():
+            best[name] = best_batch(engine, side, name, batches, REPEATS // 4)
+        batch, pictures_s = best[name]
+        report.speed(side, name, "replayed, the best batch", batch, batch / pictures_s, cost, rate)
+    if engine.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(engine.device) / 2**30
+        report.add(f"{side}x{side}: peak memory {peak:.1f} GiB", side=side, peak_gib=peak)
+    return best
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def compiled(
+    folder: Path, device: torch.device, dtype: str, side: int, best: dict[str, tuple[int, float]], rate: float, report: Report
+) -> None:
+    """The same by ``torch.compile``, replayed too: as many of the shapes as there is time for, what gains most first."""
+    engine, found = Engine(folder, str(device), dtype, compiled=True), costs(side)
+    batches = {name: [batch, 1] if batch > 1 else [1] for name, (batch, _) in best.items()}
+    jobs = [
+        (name, batch)
+        for turn in range(2)
+        for name in ("decode", "encode", "U-Net step")
+        for batch in batches.get(name, [])[turn : turn + 1]
+    ]
+    for name, batch in jobs:
+        if report.left_s < COMPILING_S[name]:
+            report.say(f"{side}x{side} {name}, compiled, batch {batch}: no time left")
+            continue
+        first, taken = first_and_then(engine, operations(engine, side, batch)[name], REPEATS // 2)
+        report.speed(side, name, f"compiled ({first:.0f} s) and replayed", batch, taken, found[name], rate)
+
+
+def served(settings: Settings, folder: Path, side: int, best: dict[str, tuple[int, float]], report: Report) -> None:
+    """The whole service, and its share of the bare loop."""
+    batch = max(best["encode"][0], best[RENDER][0])
+    changed = {"model": folder, "store_url": "memory:///", "compile": "off", "max_batch": batch, "cpu_workers": os.cpu_count() or 1}
+    rates = asyncio.run(service_rates(settings.model_copy(update=changed), side, SERVICE_PICTURES))
+    for name, bare in {"compress": best["encode"][1], RENDER: best[RENDER][1]}.items():
+        alone, pictures_s = rates[name]
+        report.add(
+            f"{side}x{side} {name} by the whole service: alone {alone * 1e3:,.1f} ms, batch {batch} {pictures_s:,.1f} pictures/s, "
+            f"{pictures_s / bare:.2f} of the bare loop",
+            side=side, operation=f"service {name}", batch=batch, ms_alone=alone * 1e3, pictures_s=pictures_s, of_bare=pictures_s / bare,
+        )  # fmt: skip
+
+
+def _gpu(settings: Settings, device: torch.device, dtype: str, rate: float, report: Report, terms: Terms) -> None:
+    """Everything that a GPU is asked, what matters most first."""
+    searched, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # plain and replayed run the same kernels
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = full_size.build(Path(name), device=device)
+            first, *others = terms.sides or SIDES
+            engine = Engine(folder, str(device), dtype, compiled=False)
+            best = on_gpu(engine, first, rate, report)
+            del engine
+            _release(device)
+            if RENDER in best and report.left_s > SERVICE_S:
+                served(settings, folder, first, best, report)
+                _release(device)
+            for side in others:
+                if report.left_s > SERVICE_S:
+                    on_gpu(Engine(folder, str(device), dtype, compiled=False), side, rate, report)
+                    _release(device)
+            if terms.compiled and report.left_s > min(COMPILING_S.values()):
+                compiled(folder, device, dtype, first, best, rate, report)
+    finally:
+        torch.backends.cudnn.benchmark = searched
+
+
+def _release(device: torch.device) -> None:
+    """Give back what an engine that is gone held; its networks are in a circle with what was made of them."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _cpu(device: torch.device, dtype: str, rate: float, report: Report, terms: Terms, out: Console) -> None:
+    """A processor's own times, and a GPU's as predicted."""
+    with tempfile.TemporaryDirectory() as name:
+        engine = Engine(full_size.build(Path(name)), str(device), dtype)
+        for side in terms.sides or SIDES[:1]:
+            table = Table("", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "pictures/s", "predicted ms", title=f"{side}x{side}")
+            times = {}
+            for name, cost in costs(side).items():
+                times[name] = taken = seconds(operations(engine, side, 1)[name], engine.device, 2)
+                predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
+                table.add_row(
+                    name, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{taken * 1e3:,.1f}", f"{cost.flops / taken / rate:.2f}",
+                    f"{1 / taken:,.2f}", f"{predicted * 1e3:.1f}",
+                )  # fmt: skip
+            out.print(table)
+            ours, plain = times[RENDER], plain_seconds(side)
+            report.say(
+                f"one render of {side}x{side} (a U-Net step and a decode): {ours:.2f} s, by plain diffusers in fp32 {plain:.2f} s, "
+                f"{plain / ours:.1f} times that; the GPU's times are predicted and were not measured"
+            )
+
+
+def main(settings: Settings, terms: Terms, out: Console) -> None:
     """Run and print."""
+    report = Report(out, terms)
     device = pick_device(settings.device)
     dtype = pick_dtype(device, settings.dtype)
-    rate = ceiling(device, dtype)
-    out.print(
-        f"Stable Diffusion 1.5, full size, random weights; {describe(device)}, {str(dtype).removeprefix('torch.')}; {machine()}; "
-        f"one matrix product, the ceiling: {rate / 1e12:.2f} TFLOP/s; predicted: an H200-class GPU, batch 1", highlight=False,
+    rate, name = ceiling(device, dtype), str(dtype).removeprefix("torch.")
+    gpu = measured_as_gpu(device)
+    report.add(
+        f"Stable Diffusion 1.5, full size, random weights; {describe(device)}, {name}; {machine()}; "
+        f"one matrix product, the ceiling: {rate / 1e12:.2f} TFLOP/s{'' if gpu else '; predicted: an H200-class GPU, batch 1'}",
+        device=describe(device), dtype=name, torch=torch.__version__, ceiling_tflops=rate / 1e12,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        folder = full_size.build(Path(name))
-        engine = Engine(folder, str(device), str(dtype).removeprefix("torch."))
-        with engine.warming():  # every shape here is one that a service would be warmed up with
-            for side in SIDES if device.type == "cuda" else SIDES[:1]:
-                table, taken = _table(engine, side, rate)
-                out.print(table)
-        if device.type == "cuda":
-            out.print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB", highlight=False)
-            del engine
-            served = asyncio.run(_service(settings.model_copy(update={"model": folder, "store_url": "memory:///"}), SERVICE_PICTURES))
-            out.print("the whole service, 512x512, pictures/s: " + ", ".join(f"{key} {value:.1f}" for key, value in served.items()))
-        else:
-            ours, plain = taken["U-Net step"] + taken["decode"], plain_seconds(SIDES[0])
-            out.print(
-                f"one render of 512x512 (a U-Net step and a decode): {ours:.2f} s, by plain diffusers in fp32 {plain:.2f} s, "
-                f"{plain / ours:.1f} times that; the GPU's times are predicted and were not measured", highlight=False,
-            )  # fmt: skip
+    if gpu:
+        _gpu(settings, device, name, rate, report, terms)
+    else:
+        _cpu(device, name, rate, report, terms, out)
+
+
+def measured_as_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -122,10 +122,10 @@ class Networks:
         """the U-Net takes latents whose sides are multiples of this"""
         self.parameters = sum(p.numel() for network in networks for p in network.parameters())
 
-    def compile(self, buckets: Buckets) -> None:
-        """Compile what takes the time, in the shapes that ``buckets`` is warmed up with."""
+    def prepare(self, buckets: Buckets) -> None:
+        """Make fast what takes the time, in the shapes that ``buckets`` is warmed up with."""
         for network in (self._vae.encoder, self._unet, self._decoder.decoder):
-            buckets.compile(network)
+            buckets.prepare(network)
 
     def _load_prompt(self, folder: Path) -> torch.Tensor:
         path, width = folder / EMPTY_PROMPT, self._unet.config.cross_attention_dim

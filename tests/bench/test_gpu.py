@@ -1,4 +1,6 @@
 import io
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_operations_are_those_of_stable_diffusion() -> None:
-    """1.1, 0.8 and 2.5 TFLOP for 512x512; the full-size modules have 84 and 860 million parameters."""
+    """1.1, 0.8 and 2.5 TFLOP for 512x512, a render the last two; the full-size modules have 84 and 860 million parameters."""
     costs = gpu.costs(512)
-    assert {name: round(cost.flops / 1e12, 1) for name, cost in costs.items()} == {"encode": 1.1, "U-Net step": 0.8, "decode": 2.5}
+    counted = {name: round(cost.flops / 1e12, 1) for name, cost in costs.items()}
+    assert counted == {"encode": 1.1, "U-Net step": 0.8, "decode": 2.5, "render": 3.3}
     assert all(100 < cost.launches < 2000 for cost in costs.values())
     with torch.device("meta"):
         sizes = [sum(each.numel() for each in network.parameters()) for network in (full_size.vae(), full_size.unet())]
@@ -33,12 +36,39 @@ def test_operations_are_those_of_stable_diffusion() -> None:
 
 def test_it_runs_and_says_what_it_predicts(small: None) -> None:
     out = Console(file=io.StringIO(), width=200)
-    gpu.main(Settings(device="cpu"), out)
+    gpu.main(Settings(device="cpu"), gpu.Terms(), out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
     assert "TFLOP/s; predicted: an H200" in said and "predicted ms" in said
     assert "times that; the GPU's times are predicted and were not measured" in said
-    for operation in ("encode", "U-Net step", "decode"):
+    for operation in ("encode", "U-Net step", "decode", "render"):
         assert operation in said
+
+
+def test_what_a_gpu_is_asked(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of a processor: a line and an entry of the file for each figure, the compiled networks last."""
+    monkeypatch.setattr(gpu, "measured_as_gpu", lambda device: True)
+    monkeypatch.setattr(gpu, "Engine", partial(Engine, backend="eager"))
+    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
+    monkeypatch.setattr(gpu, "REPEATS", 4)
+    monkeypatch.setattr(gpu, "SERVICE_PICTURES", 6)
+    out = Console(file=io.StringIO(), width=200)
+    gpu.main(Settings(device="cpu", dtype="float32"), gpu.Terms((64, 128), folder=tmp_path / "gpu"), out)
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    figures = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert len(figures) == len(said.splitlines()) and figures[0]["ceiling_tflops"] > 0
+    ways = [figure["way"].partition(" (")[0] for figure in figures if figure.get("side") == 64 and figure.get("operation") == "decode"]
+    assert ways[:3] == ["as launched", "replayed", "replayed, the best batch"] and set(ways[3:]) == {"compiled"}
+    assert {figure["operation"] for figure in figures if "of_bare" in figure} == {"service compress", "service render"}
+    assert any(figure.get("side") == 128 for figure in figures)
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_nothing_is_begun_when_the_time_is_up(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "measured_as_gpu", lambda device: True)
+    out = Console(file=io.StringIO(), width=200)
+    gpu.main(Settings(device="cpu", dtype="float32"), gpu.Terms(seconds=0), out)
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "64x64 encode: no time left for larger batches" in said and "service" not in said and "compiled" not in said
 
 
 def test_larger_batches_are_tried_while_they_pay(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from structlog.testing import capture_logs
 from torch._dynamo.utils import counters
 
+from service.engine.compiled import Buckets
 from service.engine.engine import Engine
+from service.errors import OutOfMemory
 from tests.conftest import make_picture
 
 
@@ -55,3 +59,74 @@ def test_what_cannot_be_compiled_runs_all_the_same(model_of: Callable[[str], Pat
 
 def test_on_a_processor_nothing_is_compiled(small_model: Path) -> None:
     assert Engine(small_model, device="cpu")._buckets is None
+
+
+class Fake:
+    """Records as CUDA does: fixed inputs, results that the next replay overwrites and that are therefore copied."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails, self.recorded, self.replayed = fails, 0, 0
+
+    def record(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        assert torch.backends.cudnn.benchmark
+        self.recorded += 1
+
+        def replay(*args: Any, **kwargs: Any) -> Any:
+            self.replayed += 1
+            return call(*args, **kwargs)
+
+        return replay
+
+
+def recorded_engine(folder: Path, fake: Fake, backend: str | None = None) -> Engine:
+    engine = Engine(folder, dtype="float32")
+    engine._buckets = Buckets(backend, fake)
+    engine._networks.prepare(engine._buckets)
+    return engine
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_only_warm_shapes_are_replayed(backend: str | None, small_model: Path) -> None:
+    fake = Fake()
+    engine = recorded_engine(small_model, fake, backend)
+    expected = journey(engine, 64, 1)
+    assert (fake.recorded, fake.replayed) == (0, 0)
+    with engine.warming():
+        journey(engine, 64, 1)
+        journey(engine, 64, 1)
+    assert (fake.recorded, fake.replayed) == (3, 6)  # encoder, U-Net, decoder
+    assert not torch.backends.cudnn.benchmark
+    assert np.abs(journey(engine, 64, 1).astype(int) - expected).max() <= 1
+    journey(engine, 96, 1)
+    assert (fake.recorded, fake.replayed) == (3, 9)
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(small_model: Path) -> None:
+    engine = recorded_engine(small_model, Fake(fails=True))
+    with engine.warming(), capture_logs() as logs:
+        shown = journey(engine, 64, 1)
+    assert {log["event"] for log in logs} == {"not recorded"}
+    assert (shown == journey(Engine(small_model, dtype="float32"), 64, 1)).all()
+
+
+def test_too_little_memory_to_record_is_said(small_model: Path) -> None:
+    fake = Fake()
+    fake.record = Mock(side_effect=torch.OutOfMemoryError("out of memory"))  # type: ignore[method-assign]
+    engine = recorded_engine(small_model, fake)
+    with engine.warming(), pytest.raises(OutOfMemory):
+        journey(engine, 64, 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["residual", "kl", "tiny"])
+def test_a_gpu_replays_what_it_was_shown(kind: str, model_of: Callable[[str], Path]) -> None:
+    plain = Engine(model_of(kind), device="cuda", dtype="float32", graphs=False)
+    engine = Engine(model_of(kind), device="cuda", dtype="float32", compiled=False)
+    with engine.warming(), capture_logs() as logs:
+        for batch in (1, 2):
+            journey(engine, 64, batch)
+    assert not logs
+    for batch in (2, 1, 2, 3):
+        assert np.abs(journey(engine, 64, batch).astype(int) - journey(plain, 64, batch)).max() <= 1
