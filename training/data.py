@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
-import queue
 import random
 import tarfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.config import Data
 from training.graphics import decorate
@@ -60,7 +58,7 @@ class Pictures:
             for name, content in sorted(read_pictures(sources).items())
             if is_validation(name, config.validation_percent) == validation
         ]
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(CORES) as pool:
             decoded = pool.map(lambda content: Image.open(io.BytesIO(content)).convert("RGB"), chosen)
             self.pictures = [picture for picture in decoded if min(picture.size) >= config.crop]
         # A large picture holds many different crops: draw it more often, but not in proportion.
@@ -90,18 +88,16 @@ class Pictures:
         return to_tensor(np.stack([self.random_crop(rng) for _ in range(count)]))
 
     def batches(self, size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by threads, three for every four cores, each in its turn."""
-        rows: list[queue.Queue[torch.Tensor]] = [queue.Queue(4) for _ in range(max(1, min(MOST_CUTTERS, CORES * 3 // 4)))]
-
-        def cut(number: int) -> None:
-            rng = random.Random(f"{seed}.{number}")
-            while True:
-                rows[number].put(self.random_crops(rng, size))
-
-        for number in range(len(rows)):
-            threading.Thread(target=cut, args=(number,), daemon=True).start()
-        for row in itertools.cycle(rows):
-            yield row.get()
+        """Endless uint8 batches (size, 3, crop, crop), cut ahead of the model by processes, three for every four cores."""
+        cutters = max(1, min(MOST_CUTTERS, CORES * 3 // 4))
+        yield from DataLoader(
+            Batches(self, size, seed),
+            batch_size=None,
+            num_workers=cutters,
+            prefetch_factor=4,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork",  # the pictures are in memory once
+        )
 
     def centre_crops(self, count: int) -> torch.Tensor:
         """The centre crops of the first ``count`` pictures, uint8 (count, 3, crop, crop)."""
@@ -111,6 +107,19 @@ class Pictures:
             left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
             pieces.append(np.asarray(picture.crop((left, top, left + crop, top + crop))))
         return to_tensor(np.stack(pieces))
+
+
+class Batches(IterableDataset[torch.Tensor]):
+    """What one process of several cuts: random batches, not those of the others."""
+
+    def __init__(self, pictures: Pictures, size: int, seed: int) -> None:
+        self.pictures, self.size, self.seed = pictures, size, seed
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        worker = get_worker_info()
+        rng = random.Random(f"{self.seed}.{worker.id if worker else 0}")
+        while True:
+            yield self.pictures.random_crops(rng, self.size)
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,30 @@ class Progress:
     def fraction(self) -> float:
         return self.trained_s / (60 * self.stage.minutes)
 
-    def update(self, loss: torch.Tensor) -> float:
-        """One optimiser step; returns the gradient norm.  A step whose gradient is not finite is left out."""
+    def update(self, loss: torch.Tensor) -> torch.Tensor:
+        """Gradients of ``loss`` and one optimiser step; returns the gradient norm."""
+        norm = self.differentiate(loss)
+        self.advance()
+        return norm
+
+    def differentiate(self, loss: torch.Tensor) -> torch.Tensor:
+        """Gradients of ``loss``, of norm 1 at most; returns what it was.
+
+        What is not finite counts as zero; nothing is fetched from the device.
+        """
+        self.optimisers.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.optimisers.parameters, 1.0)
+        for parameter in self.optimisers.parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0, 0, 0)
+        return norm
+
+    def advance(self) -> None:
+        """One optimiser step along the gradients that are there."""
         warm = min(1.0, (self.step + 1) / self.stage.warmup_steps)
         left = min(1.0, max(0.01, 1 - self.fraction) / self.stage.decay)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(self.optimisers.parameters, 1.0))
-        if math.isfinite(norm):
-            self.optimisers.step(self.stage.learning_rate * warm * left)
-        self.optimisers.zero_grad()
+        self.optimisers.step(self.stage.learning_rate * warm * left)
         self.step += 1
         average = get_ema_multi_avg_fn(min(self.stage.ema, self.step / (self.step + 10)))
         for key, module in self.modules.items():
@@ -80,7 +94,6 @@ class Progress:
         self.clock = now
         if self.trained_s - self.saved_at > 240:
             self.save()
-        return norm
 
     def note(self, **figures: torch.Tensor | float) -> None:
         """Log the means of ``NOTES`` steps' figures, when there are so many; until then nothing is fetched from the device."""

@@ -43,19 +43,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            gradients, kept = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+            # all at once: on a GPU a few kernels, not a few hundred
+            torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
             alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                kept = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                kept.lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(kept, group["momentum"]).flatten(1)
-                alike.setdefault(ahead.shape, []).append((parameter, ahead))
+            for parameter, ahead in zip(parameters, torch._foreach_lerp(gradients, kept, group["momentum"]), strict=True):
+                flat = ahead.flatten(1)
+                alike.setdefault(flat.shape, []).append((parameter, flat))
             for shape, pairs in alike.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                updates = orthogonalise(torch.stack([ahead for _, ahead in pairs]))
-                for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.sub_(update.view_as(parameter), alpha=size)
+                updates = orthogonalise(torch.stack([flat for _, flat in pairs]))
+                ours = [parameter for parameter, _ in pairs]
+                torch._foreach_sub_(ours, [update.view_as(p) for p, update in zip(ours, updates, strict=True)], alpha=size)
 
 
 class Optimisers:

@@ -7,6 +7,8 @@ Terms whose weight is next to nothing are left out, and with them the costly one
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from ssimulacra2 import ssimulacra2 as reference
 from torch.nn import functional as F
@@ -21,8 +23,19 @@ WEIGHTS = torch.tensor(reference.weights, dtype=torch.float32).view(3, SCALES, 2
 """[channel X, Y, B-Y][scale][mean, 4-norm][structure, new edges, lost edges]"""
 WEIGHTS = torch.where(WEIGHTS < LEAST_WEIGHT, 0.0, WEIGHTS)
 
+USED = [[channel for channel in range(3) if WEIGHTS[channel, scale].any()] for scale in range(SCALES)]
+"""channels that count, at each scale"""
+
 ABSORBANCE = torch.tensor(reference.kOpsinAbsorbanceMatrix, dtype=torch.float32).view(3, 3)
 BIAS = float(reference.kB0)
+
+
+@cache
+def constants(device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """On the device, so that no step has to bring them: ABSORBANCE (3, 3), WEIGHTS of each scale's USED channels, taps of the blur."""
+    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float32) / SIGMA) ** 2)
+    used = [WEIGHTS[channels, scale].to(device) for scale, channels in enumerate(USED)]
+    return ABSORBANCE.to(device), used, (taps / taps.sum()).to(device)
 
 
 def linear_light(pictures: torch.Tensor) -> torch.Tensor:
@@ -30,19 +43,19 @@ def linear_light(pictures: torch.Tensor) -> torch.Tensor:
     return torch.where(pictures <= 0.04045, pictures / 12.92, ((pictures.clamp_min(0.04) + 0.055) / 1.055) ** 2.4)
 
 
-def positive_xyb(linear: torch.Tensor) -> torch.Tensor:
-    """Linear RGB (N, 3, H, W) to X, Y and B-Y, each shifted above 0."""
-    mixed = F.conv2d(linear, ABSORBANCE.to(linear.device)[:, :, None, None]) + BIAS
+def positive_xyb(linear: torch.Tensor) -> list[torch.Tensor]:
+    """Linear RGB (N, 3, H, W) to X, Y and B-Y, (N, H, W) each, shifted above 0."""
+    absorbance, _, _ = constants(linear.device)
+    mixed = F.conv2d(linear, absorbance[:, :, None, None]) + BIAS
     long, middle, short = (mixed ** (1 / 3) - BIAS ** (1 / 3)).unbind(1)
     y = (long + middle) / 2
-    return torch.stack([7 * (long - middle) + 0.42, y + 0.01, short - y + 0.55], 1)
+    return [7 * (long - middle) + 0.42, y + 0.01, short - y + 0.55]
 
 
 def blur(planes: torch.Tensor) -> torch.Tensor:
     """Gaussian of 11 taps, each way; (N, C, H, W), edges mirrored."""
     n, c, h, w = planes.shape
-    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=planes.dtype, device=planes.device) / SIGMA) ** 2)
-    taps = taps / taps.sum()
+    _, _, taps = constants(planes.device)
     padded = F.pad(planes.reshape(n * c, 1, h, w), (RADIUS,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1)).view(n, c, h, w)
 
@@ -75,14 +88,14 @@ def ssimulacra2(original: torch.Tensor, other: torch.Tensor, finest: int = 0) ->
     """
     pair = [((pictures.float() + 1) / 2).clamp(0, 1) for pictures in (original, other)]
     pair = [linear_light(F.avg_pool2d(pictures, 2**finest)) for pictures in pair]
-    total, weights = torch.zeros(len(original), device=original.device), WEIGHTS.to(original.device)
+    total, (_, weights, _) = torch.zeros(len(original), device=original.device), constants(original.device)
     for scale in range(finest, SCALES):
         if scale > finest:
             pair = [F.avg_pool2d(linear, 2) for linear in pair]
-        used = [channel for channel in range(3) if WEIGHTS[channel, scale].any()]
-        if used:
-            left, right = (positive_xyb(linear)[:, used] for linear in pair)
-            total = total + (weights[used, scale] * _differences(left, right)).sum((1, 2, 3))
+        if USED[scale]:
+            colours = (positive_xyb(linear) for linear in pair)
+            left, right = (torch.stack([planes[channel] for channel in USED[scale]], 1) for planes in colours)
+            total = total + (weights[scale] * _differences(left, right)).sum((1, 2, 3))
     total = total * 0.9562382616834844
     curved = 2.326765642916932 * total - 0.020884521182843837 * total**2 + 6.248496625763138e-05 * total**3
     return 100 - 10 * curved.clamp_min(1e-3) ** 0.6276336467831387

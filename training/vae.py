@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from service.calibration.context import ContextModel
+from service.engine.autoencoder import ResidualAutoencoder
 from training import machine
 from training.config import Config
 from training.data import Pictures
@@ -17,6 +19,9 @@ from training.losses import Distortion, structure_distance
 from training.networks import as_input, build, decode, encode, psnr
 from training.ssimulacra import ssimulacra2
 from training.start import start_from
+
+EVALUATED = 1000
+"""steps between two looks at the held-out crops"""
 
 
 def draw_steps(count: int, config: Config) -> torch.Tensor:
@@ -53,25 +58,36 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
     distortion = Distortion(config.loss)
     progress = Progress("vae", {"vae": vae, "context": context}, config.vae_stage, folder, muon=("vae", "context"))
     batches = pictures.batches(config.vae_stage.batch, config.seed + progress.step)
+
+    def differentiate(crops: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss, parts = loss_of(vae, context, distortion, as_input(crops), config)
+        return parts | {"loss": loss.detach(), "norm": progress.differentiate(loss)}
+
+    differentiate = machine.captured(differentiate, next(batches))
     for index in itertools.count(1):
         if progress.fraction >= 1:
             break
-        pixels = as_input(next(batches))
-        step = draw_steps(len(pixels), config)
-        latent = encode(vae, pixels, config)
-        rounded = round_to_step(latent, step)
-        noisy = latent + (torch.rand_like(latent) - 0.5) * step.view(-1, 1, 1, 1)
-        with machine.mixed():
-            bpp = context(rounded, noisy, step) / pixels[0, 0].numel()
-        decoded = decode(vae, rounded, config)
-        loss, parts = distortion(decoded, pixels, step)
-        loss = loss + (step**config.loss.balance * bpp).mean()
-        norm = progress.update(loss)
-        progress.note(bpp=bpp.detach().mean(), **parts, loss=loss.detach(), norm=norm)
-        if index % 1000 == 0:
+        parts = differentiate(next(batches))
+        progress.advance()
+        progress.note(**parts)
+        if index % EVALUATED == 0:
             progress.log(validation=evaluate(progress, held_out, distortion, config))
     progress.save()
     progress.log(validation=evaluate(progress, held_out, distortion, config))
+
+
+def loss_of(
+    vae: ResidualAutoencoder, context: ContextModel, distortion: Distortion, pixels: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of a batch (N, 3, S, S) in -1..1 at random steps, and its parts for the log."""
+    step = draw_steps(len(pixels), config)
+    latent = encode(vae, pixels, config)
+    rounded = round_to_step(latent, step)
+    noisy = latent + (torch.rand_like(latent) - 0.5) * step.view(-1, 1, 1, 1)
+    with machine.mixed():
+        bpp = context(rounded, noisy, step) / pixels[0, 0].numel()
+    loss, parts = distortion(decode(vae, rounded, config), pixels, step)
+    return loss + (step**config.loss.balance * bpp).mean(), parts | {"bpp": bpp.detach().mean()}
 
 
 @torch.no_grad()

@@ -1,20 +1,22 @@
 """What trains where.  Another device is imagined: torch's meta device has no numbers, and its tensors do not meet the processor's."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from training import config as configuration
 from training import machine
 from training.__main__ import DEFAULT_CONFIG
 from training.losses import Distortion
-from training.networks import as_input, build, decode, encode, psnr
+from training.networks import as_input, build, encode
 from training.optimiser import Optimisers
-from training.ssimulacra import ssimulacra2
 from training.unet import Renderer
 from training.unet import build as build_unet
-from training.vae import draw_steps, round_to_step
+from training.vae import draw_steps, loss_of
 
 CONFIG = configuration.load(DEFAULT_CONFIG)
 
@@ -39,15 +41,37 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return device
 
 
+class Arrivals(TorchDispatchMode):
+    """Operators that bring a tensor of the processor to another device: a CUDA graph cannot hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken, given = (
+            {each.device.type for each in tree_leaves(values) if isinstance(each, torch.Tensor)} for values in ((args, kwargs), result)
+        )
+        if "cpu" in taken and given == {"meta"}:
+            self.operators.append(str(func))
+        return result
+
+
+def test_what_arrives_at_a_device_is_noticed() -> None:
+    with Arrivals() as arrivals:
+        torch.zeros(3).to("meta")
+    assert arrivals.operators == ["aten._to_copy.default"]
+
+
 def test_a_step_of_the_auto_encoder_stays_on_its_device(elsewhere: torch.device) -> None:
     vae, context = build(CONFIG)
-    pixels = as_input(torch.zeros(4, 3, 256, 256, dtype=torch.uint8))
-    step = draw_steps(4, CONFIG)
-    latent = encode(vae, pixels, CONFIG)
-    rounded = round_to_step(latent, step)
-    decoded = decode(vae, rounded, CONFIG)
-    bits = context(rounded, latent, step)
-    (bits.mean() + psnr(decoded, pixels).mean() + ssimulacra2(pixels, decoded, finest=1).mean()).backward()
+    pixels, distortion = as_input(torch.zeros(4, 3, 256, 256, dtype=torch.uint8)), Distortion(CONFIG.loss)
+    loss_of(vae, context, distortion, pixels, CONFIG)  # constants get there the first time
+    with Arrivals() as arrivals:
+        loss, _ = loss_of(vae, context, distortion, pixels, CONFIG)
+        loss.backward()
+    assert arrivals.operators == []
     gradients = [parameter.grad for module in (vae, context) for parameter in module.parameters()]
     assert all(gradient is not None and gradient.device == elsewhere for gradient in gradients)
     Optimisers([vae, context], [], 1e-3).step(1e-3)
