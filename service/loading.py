@@ -110,7 +110,7 @@ class OtherModel:
 
 
 def other_models(settings: Settings) -> dict[bytes, OtherModel]:
-    """The models of ``settings.other_models`` by their identity; copies of the process's own, and of each other, are passed over.
+    """The models of ``settings.other_models`` by the identities whose files they read; copies of the own and of others are passed over.
 
     Raises BadModel, for two of one name and version with different entropy profiles too: a file does not say which of them it needs.
     """
@@ -122,5 +122,9 @@ def other_models(settings: Settings) -> dict[bytes, OtherModel]:
         first = models.setdefault(model.manifest.model_identity, model)
         if first.codec.code_identity != model.codec.code_identity:
             raise BadModel(f"{first.folder} and {folder} are both {model.manifest.full_name} and differ: give one of them another version")
-    _, *others = models
-    return {identity: models[identity] for identity in others}
+    own, *others = models
+    found = {identity: models[identity] for identity in others}
+    for model in list(found.values()):
+        for identity in model.codec.reads.keys() - models.keys() - models[own].codec.reads.keys():
+            found.setdefault(identity, model)
+    return found

@@ -114,6 +114,14 @@ def test_copies_are_passed_over(small_model: Path, old: Path, tmp_path: Path) ->
     assert [other.folder for other in others] == [copies[1]]
 
 
+def test_one_that_widens_another_reads_its_files_too(small_model: Path) -> None:
+    """As it does where it is the process's own."""
+    others = loading.other_models(of(small_model, BUNDLED_MODEL))
+    assert len(set(others.values())) == 1
+    assert {other.codec.reads[identity] for identity, other in others.items()} == {"bundled-3", "bundled-4"}
+    assert {other.folder for other in loading.other_models(of(BUNDLED_MODEL, small_model)).values()} == {small_model}
+
+
 def test_two_of_one_name_that_differ_stop_the_start(small_model: Path, old: Path, tmp_path: Path) -> None:
     """Trained further, and not given another version: a file does not say which of them it needs."""
     for name, models in {"small-residual": (small_model,), "small-kl": (small_model, old)}.items():

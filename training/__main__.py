@@ -51,6 +51,14 @@ def unet(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
+def control(images: Images, out: Out, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Compare the U-Net with one more residual block of the decoder, trained alike."""
+    from training.control import compare
+
+    compare(configuration.load(config), images, out)
+
+
+@app.command()
 def export(
     images: Images,
     out: Out,

@@ -89,6 +89,8 @@ class Unet:
     block_out_channels: list[int]
     layers_per_block: int
     norm_num_groups: int
+    with_decoder: bool
+    """whether stage 3 trains the decoder too"""
 
 
 @dataclass(frozen=True)

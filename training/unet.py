@@ -1,4 +1,4 @@
-"""Stage 3: the U-Net, on quantised latents at every step, and with it the decoder; encoder and context model are finished."""
+"""Stage 3: the U-Net, on quantised latents at every step, and with it the decoder if asked for; encoder and context model are finished."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from training.latents import finished_vae, shipped_steps
 from training.loop import Progress
 from training.losses import Distortion
 from training.networks import as_input, decode, encode, psnr
+
+EVALUATED_STEPS = (1.0, 2.0, 4.0, 8.0)
+"""raw, of the held-out figures"""
 
 
 def scheduler() -> diffusers.DDPMScheduler:
@@ -47,9 +50,9 @@ def finished(config: Config, folder: Path) -> Progress:
     """The averaged U-Net and auto-encoder of this stage, or what they begin as."""
     vae = finished_vae(config, folder).averaged["vae"].requires_grad_(False)
     assert isinstance(vae, ResidualAutoencoder)
-    vae.decoder.requires_grad_(True)
+    vae.decoder.requires_grad_(config.unet.with_decoder)
     if vae.linear_decoder is not None:
-        vae.linear_decoder.requires_grad_(True)
+        vae.linear_decoder.requires_grad_(config.unet.with_decoder)
     return Progress("unet", {"unet": build(config), "vae": vae}, config.unet_stage, folder, muon=("unet", "vae"))
 
 
@@ -113,7 +116,7 @@ def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distor
     network, vae = progress.averaged["unet"], progress.averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
     figures = []
-    for raw in (1.0, 2.0, 4.0, 8.0):
+    for raw in EVALUATED_STEPS:
         nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(2, 2)
         for part in crops.split(8):

@@ -63,13 +63,16 @@ def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
 def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Path, photo: Plane) -> None:
     config, run, model = small(tmp_path, 0.02), tmp_path / "run", tmp_path / "model"
     common = ["--images", str(images), "--out", str(run), "--config", str(config)]
-    for stage in ("vae", "context", "unet"):
+    for stage in ("vae", "context", "control", "unet"):
         result = CliRunner().invoke(app, [stage, *common])
         assert result.exit_code == 0, result.output
     result = CliRunner().invoke(app, ["export", *common, "--model", str(model)])
     assert result.exit_code == 0, result.output
     validation = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
-    assert {line["stage"] for line in validation} == {"vae", "unet"}
+    assert {line["stage"] for line in validation} == {"vae", "control_unet", "control_block", "unet"}
+    before, after = ([line["validation"] for line in validation if line["stage"].startswith("control")][half::2] for half in (0, 1))
+    assert before[0] == before[1], "both begin as what changes nothing"
+    assert after[0] != before[0] != after[1]
 
     async def journey() -> tuple[int, np.ndarray]:
         async with open_pipeline(Settings(model=model, dtype="float32")) as pipeline:
@@ -152,6 +155,13 @@ def test_the_profile_goes_both_ways() -> None:
     assert integers.keys() == again.keys()
     for name, values in integers.items():
         assert np.abs(values.astype(np.int64) - again[name]).max() <= 1, name
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT_CONFIG.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_configurations_in_the_repository_can_be_built(path: Path) -> None:
+    config = configuration.load(path)
+    _, context = build(config)
+    assert sum(context.group_sizes) == config.autoencoder.latent_channels
 
 
 def test_structure_distance(photos: dict[str, Plane]) -> None:

@@ -13,16 +13,19 @@ from service.calibration.context import ContextModel
 from service.calibration.integers import integer_passes
 from service.codec import container
 from service.codec.codec import Codec, Frame
+from service.codec.steps import nearest_step
 from service.codec.tables import logistic_counts
 from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.engine import Engine
 from service.manifest import read_manifest
 from tests.conftest import Plane, build_model, psnr
 from tests.training.test_stages import save_photos, small
-from training.__main__ import app
+from training import config as configuration
+from training.__main__ import DEFAULT_CONFIG, app
 
 SIDE = 256
-COARSEST = 118  # of the configuration, 2.2, in units of the normalised latent
+CONFIG, SCALE = configuration.load(DEFAULT_CONFIG), 2.72384
+COARSEST = nearest_step(CONFIG.widen.coarsest / SCALE)
 
 
 def finished(folder: Path) -> Path:
@@ -35,7 +38,7 @@ def finished(folder: Path) -> Path:
             parameter.mul_(100)
     vae.half().save_pretrained(folder / "vae")
     save_file(integer_passes(ContextModel([2, 2], [8, 8], [5, 3])) | {"counts": logistic_counts()}, folder / "entropy.safetensors")
-    changes = {"downscale": 16, "latent_std": [2.72384] * 4, "entropy": {"kind": "context", "file": "entropy.safetensors"}}
+    changes = {"downscale": 16, "latent_std": [SCALE] * 4, "entropy": {"kind": "context", "file": "entropy.safetensors"}}
     (folder / "sdc.json").write_text(json.dumps(json.loads((folder / "sdc.json").read_text()) | changes))
     return folder
 
@@ -88,7 +91,7 @@ def test_files_of_the_finished_model_are_read(models: tuple[Path, Path], photos:
         kept, again = start.decode(blob), wide.decode(blob)
         assert (again[:4] == kept).all() and not again[4:].any()
         assert wide.encode(np.pad(latent, ((0, 6), (0, 0), (0, 0))), Frame(SIDE, SIDE, seed=seed), 90).code_identity != blob.code_identity
-    assert wide.reads == {start.model_identity: "mine-1", wide.model_identity: "mine-4"}
+    assert wide.reads == {start.model_identity: "mine-1", wide.model_identity: f"mine-{CONFIG.version}"}
 
 
 def test_nothing_says_where_the_finished_model_lay(models: tuple[Path, Path]) -> None:
