@@ -19,7 +19,7 @@ from training.data import Pictures
 from training.latents import finished_vae
 from training.loop import Progress
 from training.losses import Distortion
-from training.networks import as_input, encode, psnr
+from training.networks import as_input, psnr
 from training.ssimulacra import ssimulacra2
 
 Render = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -58,7 +58,7 @@ def compare(config: Config, images: list[Path], folder: Path) -> None:
     """Train both for the minutes of the U-Net's stage, each, and log figures of held-out crops with neither, and with each."""
     vae = finished_vae(config, folder).averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
-    renderer = unet.Renderer(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
+    renderer = unet.Renderer.of(config, folder)
     pictures = Pictures(images, config.data, validation=False)
     held_out = Pictures(images, config.data, validation=True).centre_crops(48)
     judge = FeatureDistance("lite2").to(machine.device(), memory_format=torch.channels_last)
@@ -68,22 +68,20 @@ def compare(config: Config, images: list[Path], folder: Path) -> None:
         progress = Progress(name, {name: module}, config.unet_stage, folder, muon=(name,))
         progress.log(
             parameters=sum(p.numel() for p in module.parameters()),
-            validation=evaluate(progress.averaged[name], render, vae, renderer, judge, held_out, config),
+            validation=evaluate(progress.averaged[name], render, vae, renderer, judge, held_out),
         )
         batches = pictures.batches(config.unet_stage.batch, config.seed + 200 + progress.step)
         torch.manual_seed(config.seed + progress.step)
         while progress.fraction < 1:
             pixels = as_input(next(batches))
-            with torch.no_grad():
-                latent = encode(vae, pixels, config) / renderer.scale
             which = torch.randint(len(renderer.steps), (len(pixels),), device=machine.device())
             with machine.mixed():
-                decoded = render(progress.modules[name], renderer.quantise(latent, which), which)
+                decoded = render(progress.modules[name], renderer.send(vae, pixels, which), which)
             loss, parts = distortion(decoded, pixels, renderer.steps[which] * renderer.scale)
             progress.update(loss)
             progress.note(**parts, loss=loss.detach())
         progress.save()
-        progress.log(validation=evaluate(progress.averaged[name], render, vae, renderer, judge, held_out, config))
+        progress.log(validation=evaluate(progress.averaged[name], render, vae, renderer, judge, held_out))
 
 
 @torch.no_grad()
@@ -94,16 +92,14 @@ def evaluate(
     renderer: unet.Renderer,
     judge: FeatureDistance,
     crops: torch.Tensor,
-    config: Config,
 ) -> list[dict[str, float]]:
     """Means at four raw steps: PSNR (dB), SSIMULACRA2 as in the loss, feature distance of the network that judges."""
     figures = []
     for raw in unet.EVALUATED_STEPS:
-        nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(3)
         for part in crops.split(8):
-            pixels, which = as_input(part), torch.full((len(part),), nearest, device=machine.device())
-            sent = renderer.quantise(encode(vae, pixels, config) / renderer.scale, which)
+            pixels, which = as_input(part), renderer.nearest(raw, len(part))
+            sent = renderer.send(vae, pixels, which)
             with machine.mixed():
                 decoded = render(module, sent, which).float().clamp(-1, 1)
                 feature = judge(decoded, pixels)

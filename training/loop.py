@@ -61,11 +61,10 @@ class Progress:
     def fraction(self) -> float:
         return self.trained_s / (60 * self.stage.minutes)
 
-    def update(self, loss: torch.Tensor) -> torch.Tensor:
-        """Gradients of ``loss`` and one optimiser step; returns the gradient norm."""
-        norm = self.differentiate(loss)
+    def update(self, loss: torch.Tensor) -> None:
+        """Gradients of ``loss`` and one optimiser step."""
+        self.differentiate(loss)
         self.advance()
-        return norm
 
     def differentiate(self, loss: torch.Tensor) -> torch.Tensor:
         """Gradients of ``loss``, of norm 1 at most; returns what it was.

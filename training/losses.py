@@ -12,7 +12,7 @@ from service.comparison.features import FeatureDistance
 from training import machine
 from training.config import Loss
 from training.networks import squared_error
-from training.ssimulacra import ssimulacra2
+from training.ssimulacra import gaussian, ssimulacra2
 
 SCALES = (0.299, 0.314, 0.247, 0.140)
 """weights of MS-SSIM's second to fifth scale (Wang et al. 2003), made to sum to one: the first, worth 4 %, would cost most of the time"""
@@ -26,8 +26,7 @@ STABILITY = 0.01**2, 0.03**2
 @cache
 def window(device: torch.device) -> torch.Tensor:
     """Gaussian taps of three colours, (3, 1, 2 * RADIUS + 1, 1), on the device, so that no step has to bring them there."""
-    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float32) / SIGMA) ** 2)
-    return (taps / taps.sum()).to(device).view(1, 1, -1, 1).repeat(3, 1, 1, 1)
+    return gaussian(RADIUS, SIGMA).to(device).view(1, 1, -1, 1).repeat(3, 1, 1, 1)
 
 
 def blur(pictures: torch.Tensor) -> torch.Tensor:

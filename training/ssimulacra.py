@@ -30,12 +30,17 @@ ABSORBANCE = torch.tensor(reference.kOpsinAbsorbanceMatrix, dtype=torch.float32)
 BIAS = float(reference.kB0)
 
 
+def gaussian(radius: int, sigma: float) -> torch.Tensor:
+    """Taps of a blur, (2 * radius + 1,), that sum to one."""
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float32) / sigma) ** 2)
+    return taps / taps.sum()
+
+
 @cache
 def constants(device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """On the device, so that no step has to bring them: ABSORBANCE (3, 3), WEIGHTS of each scale's USED channels, taps of the blur."""
-    taps = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float32) / SIGMA) ** 2)
     used = [WEIGHTS[channels, scale].to(device) for scale, channels in enumerate(USED)]
-    return ABSORBANCE.to(device), used, (taps / taps.sum()).to(device)
+    return ABSORBANCE.to(device), used, gaussian(RADIUS, SIGMA).to(device)
 
 
 def linear_light(pictures: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,21 @@ class Renderer:
         self.steps, self.alphas = torch.tensor(steps, device=machine.device()), alphas.to(machine.device())
         self.timesteps = torch.tensor([timestep_of_noise(alphas, noise_of_step(step)) for step in steps], device=machine.device())
 
+    @classmethod
+    def of(cls, config: Config, folder: Path) -> Renderer:
+        """For the latents of the run in ``folder``."""
+        return cls(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
+
+    def nearest(self, raw: float, count: int) -> torch.Tensor:
+        """(count,) times the index of the step nearest to one of the raw latent."""
+        index = int((self.steps - raw / self.scale).abs().argmin())
+        return torch.full((count,), index, device=machine.device())
+
+    @torch.no_grad()
+    def send(self, vae: ResidualAutoencoder, pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """The quantised latent of pictures (N, 3, S, S) in -1..1."""
+        return self.quantise(encode(vae, pixels, self.config) / self.scale, which)
+
     def quantise(self, latent: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         width = self.steps[which].view(-1, 1, 1, 1)
         return torch.round(latent / width) * width
@@ -88,16 +103,14 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     progress = finished(config, folder)
     network, vae = progress.modules["unet"], progress.modules["vae"]
     assert isinstance(vae, ResidualAutoencoder)
-    renderer = Renderer(config, float(torch.load(folder / "scale.pt", weights_only=True)["scale"]))
+    renderer = Renderer.of(config, folder)
     distortion, batch = Distortion(config.loss), config.unet_stage.batch
     through = torch.arange(batch, device=machine.device()) % 4 != 1
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
         pixels = as_input(next(batches))
-        with torch.no_grad():
-            latent = encode(vae, pixels, config) / renderer.scale
         which = torch.randint(len(renderer.steps), (batch,), device=machine.device())
-        sent = renderer.quantise(latent, which)
+        sent = renderer.send(vae, pixels, which)
         with machine.mixed():
             cleaned = sent.clone()
             cleaned[through] = renderer.restore(network, sent[through], which[through])
@@ -106,22 +119,21 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
         progress.update(loss)
         progress.note(**parts, loss=loss.detach())
         if progress.step % 500 == 0 or progress.fraction >= 1:
-            progress.log(validation=evaluate(progress, renderer, held_out, distortion, config))
+            progress.log(validation=evaluate(progress, renderer, held_out, distortion))
     progress.save()
 
 
 @torch.no_grad()
-def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distortion: Distortion, config: Config) -> list[dict[str, float]]:
+def evaluate(progress: Progress, renderer: Renderer, crops: torch.Tensor, distortion: Distortion) -> list[dict[str, float]]:
     """Averaged weights on held-out crops, with and without the U-Net: PSNR (dB) and feature distance."""
     network, vae = progress.averaged["unet"], progress.averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
     figures = []
     for raw in EVALUATED_STEPS:
-        nearest = int((renderer.steps - raw / renderer.scale).abs().argmin())
         totals = torch.zeros(2, 2)
         for part in crops.split(8):
-            pixels, which = as_input(part), torch.full((len(part),), nearest, device=machine.device())
-            sent = renderer.quantise(encode(vae, pixels, config) / renderer.scale, which)
+            pixels, which = as_input(part), renderer.nearest(raw, len(part))
+            sent = renderer.send(vae, pixels, which)
             with machine.mixed():
                 for row, latent in enumerate((sent, renderer.restore(network, sent, which))):
                     decoded = renderer.decode(vae, latent).float().clamp(-1, 1)

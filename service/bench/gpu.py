@@ -286,13 +286,8 @@ def compiled(
 ) -> None:
     """The same by ``torch.compile``, replayed too: as many of the shapes as there is time for, what gains most first."""
     engine, found = Engine(folder, str(device), dtype, compiled=True), costs(side)
-    batches = {name: [batch, 1] if batch > 1 else [1] for name, (batch, _) in best.items()}
-    jobs = [
-        (name, batch)
-        for turn in range(2)
-        for name in ("decode", "encode", "U-Net step")
-        for batch in batches.get(name, [])[turn : turn + 1]
-    ]
+    names = [name for name in ("decode", "encode", "U-Net step") if name in best]
+    jobs = [(name, best[name][0]) for name in names] + [(name, 1) for name in names if best[name][0] > 1]
     for name, batch in jobs:
         if report.left_s < COMPILING_S[name]:
             report.say(f"{side}x{side} {name}, compiled, batch {batch}: no time left")
