@@ -67,6 +67,8 @@ class Loss:
     """the quantiser step is drawn between these, log-uniformly, once per crop"""
     mse: float
     """weight of the squared error (levels 0..255) against bits per pixel at step 1"""
+    log_mse: float
+    """weight of the logarithm of the squared error, at every step: a smooth picture's decibels count like a busy one's; 0 for not"""
     mse_exponent: float
     """the weight falls with step ** -exponent; 2 is what a uniform quantiser asks for at high rates"""
     balance: float

@@ -18,6 +18,8 @@ SCALES = (0.299, 0.314, 0.247, 0.140)
 """weights of MS-SSIM's second to fifth scale (Wang et al. 2003), made to sum to one: the first, worth 4 %, would cost most of the time"""
 
 
+LEAST_MSE = 3.0
+"""added to the squared error before its logarithm, levels 0..255 squared: below it (43 dB) nothing is to be gained"""
 RADIUS, SIGMA = 3, 1.5
 STABILITY = 0.01**2, 0.03**2
 """C1 and C2 of SSIM, for values in 0..1"""
@@ -74,7 +76,7 @@ class Distortion(nn.Module):
         """
         loss, few = self.config, self.config.perceptual_crops
         mse = squared_error(decoded, pixels)
-        squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse).mean()
+        squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse + loss.log_mse * torch.log(mse + LEAST_MSE)).mean()
         structure = structure_distance(decoded[:few], pixels[:few])
         ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100
         with machine.mixed():

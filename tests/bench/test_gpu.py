@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size, "unet", lambda: make_unet(width=full_size.WIDTH))
     monkeypatch.setattr(gpu, "SIDES", (64,))
     monkeypatch.setattr(gpu, "CEILING_SIDE", {"cpu": 64})
+    monkeypatch.setattr(gpu, "costs", gpu.costs.__wrapped__)
+    monkeypatch.setattr(gpu, "apart", lambda expression: 12.0 if expression == "gpu.plain_seconds(64)" else 0.0)
 
 
 def test_operations_are_those_of_stable_diffusion() -> None:
@@ -34,11 +37,21 @@ def test_operations_are_those_of_stable_diffusion() -> None:
     assert [round(size / 1e6) for size in sizes] == [84, 860]
 
 
+def test_plain_diffusers_are_measured_in_a_process_where_nothing_is_tuned() -> None:
+    assert int(gpu.apart("gpu.os.getpid()")) != os.getpid()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1" and gpu.apart("gpu.os.environ['THP_MEM_ALLOC_ENABLE']") == 0
+
+
+def test_plain_diffusers_take_time(small: None) -> None:
+    assert gpu.plain_seconds(64) > 0
+
+
 def test_it_runs_and_says_what_it_predicts(small: None) -> None:
     out = Console(file=io.StringIO(), width=200)
     gpu.main(Settings(device="cpu"), gpu.Terms(), out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
     assert "TFLOP/s; predicted: an H200" in said and "predicted ms" in said
+    assert "by plain diffusers in fp32 12.00 s" in said
     assert "times that; the GPU's times are predicted and were not measured" in said
     for operation in ("encode", "U-Net step", "decode", "render"):
         assert operation in said
