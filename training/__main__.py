@@ -98,5 +98,18 @@ def widen(
     write(configuration.load(config), images, start, out, model)
 
 
+@app.command()
+def held_out(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder to write them to.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Copy the pictures that are never trained on to a folder: for `sdc bench rd`, which gives each as many bytes to every model."""
+    from training.data import write_held_out
+
+    count = write_held_out(images, configuration.load(config).data.validation_percent, out)
+    print(f"{out}: {count} pictures that no stage trains on")
+
+
 if __name__ == "__main__":
     app()

@@ -48,6 +48,18 @@ def is_validation(name: str, percent: int) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < percent
 
 
+def write_held_out(sources: list[Path], percent: int, folder: Path) -> int:
+    """Write the pictures that are kept from training to ``folder``, as they are; returns how many.  Raises SystemExit if none."""
+    pictures = read_pictures(sources)
+    kept = {name: content for name, content in pictures.items() if is_validation(name, percent)}
+    if not kept:
+        raise SystemExit(f"none of {len(pictures)} pictures is held out: of many, {percent} % are (validation_percent), by their names")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    return len(kept)
+
+
 class Pictures:
     """Decoded pictures in memory, as RGB, shrunk never enlarged; those smaller than a crop are left out."""
 

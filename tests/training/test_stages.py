@@ -22,6 +22,7 @@ from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration
 from training.__main__ import DEFAULT_CONFIG, app
+from training.data import Pictures, is_validation
 from training.graphics import decorate
 from training.losses import structure_distance
 from training.networks import build
@@ -53,6 +54,26 @@ def save_photos(photos: dict[str, Plane], folder: Path) -> Path:
         pixels = list(photos.values())[index % len(photos)]
         Image.fromarray(pixels[:280, :300]).save(folder / f"{index}.png")
     return folder
+
+
+def test_held_out_pictures_are_those_that_are_not_trained_on(photos: dict[str, Plane], tmp_path: Path) -> None:
+    folder, out = save_photos(photos, tmp_path / "photos"), tmp_path / "kept"
+    config = configuration.load(DEFAULT_CONFIG)
+    done = CliRunner().invoke(app, ["held-out", "--images", str(folder), "--out", str(out)])
+    kept = {path.name for path in out.iterdir()}
+    assert done.exit_code == 0 and f"{len(kept)} pictures" in done.output
+    trained = Pictures([folder], config.data, validation=False).pictures
+    assert 0 < len(kept) == 60 - len(trained)
+    assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in kept)
+
+
+def test_where_no_picture_is_held_out_it_is_said(photos: dict[str, Plane], tmp_path: Path) -> None:
+    folder = save_photos(photos, tmp_path / "photos")
+    for name in sorted(path.name for path in folder.iterdir()):
+        if is_validation(name, 2):
+            (folder / name).unlink()
+    done = CliRunner().invoke(app, ["held-out", "--images", str(folder), "--out", str(tmp_path / "kept")])
+    assert done.exit_code != 0 and "none of" in str(done.exception) and not (tmp_path / "kept").exists()
 
 
 @pytest.fixture
