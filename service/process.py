@@ -10,6 +10,9 @@ SWITCH_INTERVAL_S = 0.0005
 """a tenth of Python's own: the event loop asks for the interpreter after every system call, and a worker keeps it for so long
 (measured: 8 % more pictures a second under load)"""
 
+VARIABLES = {"THP_MEM_ALLOC_ENABLE": ("1", "0"), "OPENBLAS_NUM_THREADS": ("1", ""), "GOMP_SPINCOUNT": ("1000", "300000")}
+"""what ``before_libraries`` sets, and what says the same as setting nothing"""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 256 << 20
 LARGEST_KEPT = 32 << 20
@@ -25,9 +28,8 @@ def before_libraries() -> None:
     torch asks for huge pages for tensors of 2 MiB and more: what is beyond ``LARGEST_KEPT`` comes as fresh pages every time, and Stable
     Diffusion's decoder asks for gigabytes of that for one picture (64 MiB allocated and written: 50 -> 15 ms).
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for name, (ours, _) in VARIABLES.items():
+        os.environ.setdefault(name, ours)
 
 
 def tune() -> None:

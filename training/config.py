@@ -72,7 +72,7 @@ class Loss:
     mse_exponent: float
     """the weight falls with step ** -exponent; 2 is what a uniform quantiser asks for at high rates"""
     balance: float
-    """a crop's whole loss is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
+    """a crop's whole loss but for ``log_mse`` is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
     structure: float
     """weight of 1 - MS-SSIM at step 1; falls with step ** -perceptual_exponent"""
     ssimulacra: float

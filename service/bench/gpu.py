@@ -34,6 +34,7 @@ from service.bench.pictures import as_png, machine
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.engine import Engine
 from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.process import VARIABLES
 from service.settings import Settings
 
 SIDES = (512, 1024)
@@ -52,8 +53,6 @@ SERVICE_S = 30
 CEILING_SIDE = {"cpu": 3072, "cuda": 8192}
 GPU_TFLOPS, GPU_SHARE, LAUNCH_S = 700.0, 0.5, 4e-6
 """of the GPU that is predicted: bf16 matmul as an H200 has been measured, what convolutions reach of it, and the time between launches"""
-AS_FOUND = {"THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "300000", "OPENBLAS_NUM_THREADS": ""}
-"""the libraries' own defaults"""
 SERVICE_PICTURES, SERVICE_AT_ONCE = 768, 192
 """through the whole service on a GPU"""
 
@@ -176,7 +175,8 @@ def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], rep
 def apart(expression: str) -> float:
     """What an expression gives in a process of its own, this module being ``gpu``, in which nothing is as ``service.process`` sets it."""
     script = f"from service.bench import gpu; print({expression})"
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | AS_FOUND, stdout=subprocess.PIPE, check=True, text=True)
+    untuned = {name: default for name, (_, default) in VARIABLES.items()}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | untuned, stdout=subprocess.PIPE, check=True, text=True)
     return float(done.stdout)
 
 
