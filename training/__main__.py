@@ -101,7 +101,7 @@ def widen(
 @app.command()
 def held_out(
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder to write them to.")],
+    out: Annotated[Path, typer.Option(help="Folder to write them to; must not be there.")],
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:
     """Copy the pictures that are never trained on to a folder: for `sdc bench rd`, which gives each as many bytes to every model."""

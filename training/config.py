@@ -58,6 +58,10 @@ class Stage:
     """share of the minutes, at the end, over which the learning rate falls to nothing"""
     ema: float
     """decay of the averaged weights"""
+    pieces: int = 1
+    """a batch is differentiated in so many pieces, one after another: memory for one, and fewer updates of weights for as many crops"""
+    gains: float = 0.0
+    """learning rate of a gain of every channel of a kernel, over ``learning_rate``; 0 for none"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Loss:
     perceptual_onset: float
     """below this step these three fade out, with its fourth power: fine steps are asked for the pixels and nothing else; 0 for not"""
     perceptual_crops: int
-    """structure, SSIMULACRA2 and feature distance are taken on this many crops of the batch"""
+    """structure, SSIMULACRA2 and feature distance are taken on this many crops of a batch, or of each of its pieces"""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from service.folders import written_whole
 from training.config import Data
 from training.graphics import decorate
 
@@ -49,14 +50,20 @@ def is_validation(name: str, percent: int) -> bool:
 
 
 def write_held_out(sources: list[Path], percent: int, folder: Path) -> int:
-    """Write the pictures that are kept from training to ``folder``, as they are; returns how many.  Raises SystemExit if none."""
+    """Write the pictures that are kept from training to ``folder``, as they are; returns how many.
+
+    Raises SystemExit if there are none, or if ``folder`` is there already: what it holds may be trained on by now.
+    """
+    if folder.exists():
+        raise SystemExit(f"{folder} is there already")
     pictures = read_pictures(sources)
     kept = {name: content for name, content in pictures.items() if is_validation(name, percent)}
     if not kept:
         raise SystemExit(f"none of {len(pictures)} pictures is held out: of many, {percent} % are (validation_percent), by their names")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in kept.items():
-        (folder / name).write_bytes(content)
+    with written_whole(folder) as staged:
+        staged.mkdir()
+        for name, content in kept.items():
+            (staged / name).write_bytes(content)
     return len(kept)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Progress:
         folder.mkdir(parents=True, exist_ok=True)
         self.averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
         orthogonal = [modules[key] for key in muon]
-        self.optimisers = Optimisers(orthogonal, [module for key, module in modules.items() if key not in muon], stage.learning_rate)
+        others = [module for key, module in modules.items() if key not in muon]
+        self.optimisers = Optimisers(orthogonal, others, stage.learning_rate, stage.gains)
         self.step, self.trained_s, self.saved_at = 0, 0.0, 0.0
         self._noted, self._sums = 0, dict[str, torch.Tensor | float]()
         if self.path.exists():
@@ -63,16 +65,17 @@ class Progress:
 
     def update(self, loss: torch.Tensor) -> None:
         """Gradients of ``loss`` and one optimiser step."""
-        self.differentiate(loss)
+        self.differentiate([loss])
         self.advance()
 
-    def differentiate(self, loss: torch.Tensor) -> torch.Tensor:
-        """Gradients of ``loss``, of norm 1 at most; returns what it was.
+    def differentiate(self, losses: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Gradients of the sum of ``losses``, which are asked for one by one, of norm 1 at most; returns what it was.
 
         What is not finite counts as zero; nothing is fetched from the device.
         """
         self.optimisers.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for loss in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.optimisers.parameters, 1.0)
         for parameter in self.optimisers.parameters:
             if parameter.grad is not None:

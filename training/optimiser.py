@@ -13,6 +13,9 @@ from torch import nn
 
 from training import machine
 
+DECAYS = 0.9, 0.98
+"""of Adam's two moments"""
+
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Nearest semi-orthogonal matrices, roughly: (..., rows, columns) -> same shape, singular values within about 0.7..1.2.
@@ -35,10 +38,19 @@ class Muon(torch.optim.Optimizer):
 
     The update is scaled by ``0.2 * sqrt(max(rows, columns))`` so that its root mean square is about Adam's (Liu et al. 2025) and one
     learning rate serves both.
+
+    An orthogonal update changes all directions alike and says little about how loud a channel should be.  With ``gains``, every output
+    and every input channel of a kernel is also multiplied by a factor of its own, which Adam moves at ``gains * lr``.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, gains: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "gains": gains})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Checkpoints from before there were gains have none."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("gains", 0.0)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -47,6 +59,9 @@ class Muon(torch.optim.Optimizer):
             for parameter in parameters:
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            if group["gains"]:
+                for parameter in parameters:
+                    self._stretch(parameter, group["gains"] * group["lr"])
             gradients, kept = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
             # all at once: on a GPU a few kernels, not a few hundred
             torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
@@ -60,19 +75,31 @@ class Muon(torch.optim.Optimizer):
                 ours = [parameter for parameter, _ in pairs]
                 torch._foreach_sub_(ours, [update.view_as(p) for p, update in zip(ours, updates, strict=True)], alpha=size)
 
+    def _stretch(self, kernel: nn.Parameter, rate: float) -> None:
+        """One step of Adam (Kingma and Ba 2015) on the logarithms of the gains of a kernel's channels, each now 0."""
+        state, slopes = self.state[kernel], kernel.grad * kernel
+        state["stretched"] = state.get("stretched", 0) + 1
+        for axis in (0, 1):
+            slope = slopes.sum([other for other in range(kernel.ndim) if other != axis], keepdim=True)
+            moments = state.setdefault(f"gain_{axis}", torch.zeros_like(slope).repeat(2, *[1] * kernel.ndim))
+            for moment, power, decay in zip(moments, (1, 2), DECAYS, strict=True):
+                moment.lerp_(slope**power, 1 - decay)
+            mean, square = (moment / (1 - decay ** state["stretched"]) for moment, decay in zip(moments, DECAYS, strict=True))
+            kernel.mul_(torch.exp(-rate * mean / (square.sqrt() + 1e-8)))
+
 
 class Optimisers:
-    """Several optimisers as one: ``muon`` for the kernels of some modules, Adam for everything else."""
+    """Several optimisers as one: ``muon``, with ``gains``, for the kernels of some modules, Adam for everything else."""
 
-    def __init__(self, muon: list[nn.Module], adam: list[nn.Module], learning_rate: float) -> None:
+    def __init__(self, muon: list[nn.Module], adam: list[nn.Module], learning_rate: float, gains: float = 0.0) -> None:
         kernels = [p for module in muon for p in module.parameters() if p.requires_grad and p.ndim == 4]
         others = [p for module in muon for p in module.parameters() if p.requires_grad and p.ndim != 4]
         others += [p for module in adam for p in module.parameters() if p.requires_grad]
         self.parameters = kernels + others
         self.members: list[torch.optim.Optimizer] = []
         if kernels:
-            self.members.append(Muon(kernels, learning_rate))
-        self.members.append(torch.optim.Adam(others, learning_rate, betas=(0.9, 0.98)))
+            self.members.append(Muon(kernels, learning_rate, gains=gains))
+        self.members.append(torch.optim.Adam(others, learning_rate, betas=DECAYS))
 
     def step(self, learning_rate: float) -> None:
         for member in self.members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,8 +61,16 @@ def train(config: Config, images: list[Path], folder: Path, start: Path | None =
     batches = pictures.batches(config.vae_stage.batch, config.seed + progress.step)
 
     def differentiate(crops: torch.Tensor) -> dict[str, torch.Tensor]:
-        loss, parts = loss_of(vae, context, distortion, as_input(crops), config)
-        return parts | {"loss": loss.detach(), "norm": progress.differentiate(loss)}
+        figures: list[dict[str, torch.Tensor]] = []
+
+        def losses() -> Iterator[torch.Tensor]:
+            for piece in crops.chunk(config.vae_stage.pieces):
+                loss, parts = loss_of(vae, context, distortion, as_input(piece), config)
+                figures.append(parts | {"loss": loss.detach()})
+                yield loss / config.vae_stage.pieces
+
+        norm = progress.differentiate(losses())
+        return {name: torch.stack([each[name] for each in figures]).mean() for name in figures[0]} | {"norm": norm}
 
     differentiate = machine.captured(differentiate, next(batches))
     for index in itertools.count(1):

@@ -47,6 +47,42 @@ def test_kernels_go_to_muon_and_the_rest_to_adam() -> None:
     assert {tuple(p.shape) for p in adam.param_groups[0]["params"]} == {(4,), (2, 2, 1, 1), (2,)}
 
 
+def test_gains_make_whole_channels_louder_or_quieter_along_their_slope() -> None:
+    torch.manual_seed(2)
+    kernel, gradient, rate = torch.randn(5, 3, 3, 3), torch.randn(5, 3, 3, 3), 0.01
+    after = {}
+    for gains in (0.0, 2.0):
+        parameter = nn.Parameter(kernel.clone())
+        optimiser = Muon([parameter], lr=rate, gains=gains)
+        for _ in range(2):
+            parameter.grad = gradient.clone()
+            optimiser.step()
+        after[gains] = parameter.detach()
+        if gains == 0:
+            update = (kernel - parameter.detach()) / 2
+    # two steps of Adam along a slope that hardly changes are its rate each
+    up = [torch.exp(-gains_of(gradient * kernel, axis) * 2.0 * rate) for axis in (0, 1)]
+    once = kernel * up[0] * up[1] - update
+    torch.testing.assert_close(after[2.0], once * up[0] * up[1] - update, rtol=0, atol=1e-3)
+    assert (after[2.0] - after[0.0]).abs().max() > 0.05
+
+
+def test_a_checkpoint_from_before_there_were_gains_is_gone_on_with() -> None:
+    parameter = nn.Parameter(torch.ones(2, 3, 1, 1))
+    optimiser = Muon([parameter], lr=0.1)
+    old = optimiser.state_dict()
+    del old["param_groups"][0]["gains"]
+    optimiser.load_state_dict(old)
+    parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    assert (parameter < 1).all()
+
+
+def gains_of(slopes: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sign of the slope of every channel along ``axis``: the first steps of Adam have the size of its rate."""
+    return slopes.sum([other for other in range(4) if other != axis], keepdim=True).sign()
+
+
 def train(progress: Progress, steps: int) -> None:
     """The same data for the same step, whenever it is taken."""
     for _ in range(steps):
@@ -61,7 +97,7 @@ def net() -> nn.Module:
 
 def test_a_resumed_stage_goes_on_as_if_it_had_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.loop.time", type("clock", (), {"monotonic": staticmethod(lambda: 0.0)}))
-    stage = Stage(minutes=1, batch=2, learning_rate=0.01, warmup_steps=3, decay=0.5, ema=0.9)
+    stage = Stage(minutes=1, batch=2, learning_rate=0.01, warmup_steps=3, decay=0.5, ema=0.9, gains=2.0)
     straight = Progress("s", {"net": net()}, stage, tmp_path / "a", muon=("net",))
     train(straight, 9)
     stopped = Progress("s", {"net": net()}, stage, tmp_path / "b", muon=("net",))
@@ -73,6 +109,16 @@ def test_a_resumed_stage_goes_on_as_if_it_had_never_stopped(tmp_path: Path, monk
     for one, other in ((straight.modules, resumed.modules), (straight.averaged, resumed.averaged)):
         for left, right in zip(one["net"].parameters(), other["net"].parameters(), strict=True):
             torch.testing.assert_close(left, right)
+
+
+def test_losses_in_pieces_are_differentiated_as_their_sum(tmp_path: Path) -> None:
+    progress, x = Progress("s", {"net": net()}, Stage(1, 2, 0.01, 1, 0.5, 0.9), tmp_path), torch.randn(2, 3, 8, 8)
+    network = progress.modules["net"]
+    whole = progress.differentiate([network(x).square().mean()])
+    expected = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    parts = progress.differentiate(network(piece).square().mean() / 2 for piece in x.chunk(2))
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close([parameter.grad for parameter in network.parameters()], expected)
 
 
 def test_a_step_without_a_finite_gradient_is_left_out(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_held_out_pictures_are_those_that_are_not_trained_on(photos: dict[str, P
     trained = Pictures([folder], config.data, validation=False).pictures
     assert 0 < len(kept) == 60 - len(trained)
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in kept)
+    again = CliRunner().invoke(app, ["held-out", "--images", str(folder), "--out", str(out)])
+    assert again.exit_code != 0 and "is there already" in str(again.exception)
 
 
 def test_where_no_picture_is_held_out_it_is_said(photos: dict[str, Plane], tmp_path: Path) -> None:
