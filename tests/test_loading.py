@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import shutil
 import threading
 import time
@@ -114,12 +115,18 @@ def test_copies_are_passed_over(small_model: Path, old: Path, tmp_path: Path) ->
     assert [other.folder for other in others] == [copies[1]]
 
 
-def test_one_that_widens_another_reads_its_files_too(small_model: Path) -> None:
+def test_one_that_widens_another_reads_its_files_too(small_model: Path, tmp_path: Path) -> None:
     """As it does where it is the process's own."""
-    others = loading.other_models(of(small_model, BUNDLED_MODEL))
+    wide = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "wide"))
+    told = json.loads((wide / "sdc.json").read_text())
+    narrow = told["latent_channels"] - 32  # of its last group
+    (wide / "sdc.json").write_text(
+        json.dumps(told | {"name": "cats", "version": "2", "widens": {"version": "1", "latent_channels": narrow}})
+    )
+    others = loading.other_models(of(small_model, wide))
     assert len(set(others.values())) == 1
-    assert {other.codec.reads[identity] for identity, other in others.items()} == {"bundled-3", "bundled-4"}
-    assert {other.folder for other in loading.other_models(of(BUNDLED_MODEL, small_model)).values()} == {small_model}
+    assert {other.codec.reads[identity] for identity, other in others.items()} == {"cats-1", "cats-2"}
+    assert {other.folder for other in loading.other_models(of(wide, small_model)).values()} == {small_model}
 
 
 def test_two_of_one_name_that_differ_stop_the_start(small_model: Path, old: Path, tmp_path: Path) -> None:

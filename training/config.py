@@ -30,6 +30,8 @@ class Autoencoder:
     """whether a linear way lies beside the network"""
     graft_crops: int
     """crops that the linear way of new channels is found on"""
+    graft_mse: float
+    """weight of the squared error (levels 0..255) against bits per pixel at step 1 that the scale of new channels is chosen for"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Refit:
     """variance of a 4x4 patch (levels 0..255 squared, summed over colours) that halves what an error weighs"""
     least: float
     """what it weighs in the busiest texture, against 1 + least on flat ground"""
+    share: float = 1.0
+    """of the way from the layers as they were to the solution, which knows squared error alone"""
 
 
 @dataclass(frozen=True)

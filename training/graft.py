@@ -50,7 +50,7 @@ def graft(vae: ResidualAutoencoder, count: int, pictures: Pictures, config: Conf
     # bits per pixel lost per unit of log step, and squared error (levels) per squared latent error, of one coefficient
     pixels_per_block = block / 3
     bits = 1 / (np.log(2) * pixels_per_block)
-    per_square = config.loss.mse * 127.5**2 / block
+    per_square = config.autoencoder.graft_mse * 127.5**2 / block
     scale = float(np.sqrt(per_square * 2 / 12 / bits))
     vae.linear_encoder.weight[channels - count :, :, 0, 0] = (scale * best.T @ regression).float()
     vae.linear_decoder.weight[:, channels - count :, 0, 0] = (best / scale).float()

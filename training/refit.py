@@ -84,8 +84,11 @@ def visibility(patches: torch.Tensor, masking: float, least: float) -> torch.Ten
 
 
 @torch.no_grad()
-def refit_last_layers(vae: ResidualAutoencoder, samples: Iterator[Sample]) -> None:
-    """Make the last convolution anew and, where there is one, the linear way, which has weights of its own for each patch of its block."""
+def refit_last_layers(vae: ResidualAutoencoder, samples: Iterator[Sample], share: float = 1.0) -> None:
+    """Make the last convolution anew and, where there is one, the linear way, which has weights of its own for each patch of its block.
+
+    ``share`` is how far they go from what they were, 0, to the solution, 1.
+    """
     trunk, last, linear, places = vae.decoder[:-1], vae.decoder[-1], vae.linear_decoder, vae.side**2
     assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
     window = last.weight[0].numel()
@@ -106,10 +109,10 @@ def refit_last_layers(vae: ResidualAutoencoder, samples: Iterator[Sample]) -> No
         inputs = torch.cat([F.pad(by_place(seen), (0, 1), value=1.0), *own], 2)
         sums.add(inputs, by_place(patches - decoded), by_place(weight))
     shared, own_weights = sums.solve()
-    last.weight.add_(shared[:window].T.reshape(last.weight.shape).to(last.weight))
-    last.bias.add_(shared[window].to(last.bias))
+    last.weight.add_(shared[:window].T.reshape(last.weight.shape).to(last.weight), alpha=share)
+    last.bias.add_(shared[window].to(last.bias), alpha=share)
     if linear is not None:
-        linear.weight.add_(own_weights.permute(2, 0, 1).reshape(linear.weight.shape).to(linear.weight))
+        linear.weight.add_(own_weights.permute(2, 0, 1).reshape(linear.weight.shape).to(linear.weight), alpha=share)
 
 
 @torch.no_grad()
@@ -144,7 +147,7 @@ def refit(config: Config, images: list[Path], start: Path, out: Path) -> None:
     vae = vae.to(machine.device(), memory_format=torch.channels_last)
     pictures = Pictures(images, config.data, validation=False)
     profile = {} if manifest.entropy.file is None else load_file(start / manifest.entropy.file)
-    refit_last_layers(vae, samples(vae, pictures, coarsest_steps(manifest, profile), config))
+    refit_last_layers(vae, samples(vae, pictures, coarsest_steps(manifest, profile), config), config.refit.share)
     told = json.loads((start / "sdc.json").read_text()) | {"decoder_revision": manifest.decoder_revision + 1}
     with written_whole(out) as staged:
         shutil.copytree(start, staged, ignore=shutil.ignore_patterns("*.md"))

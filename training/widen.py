@@ -174,7 +174,7 @@ def widen(config: Config, images: list[Path], start: Path, folder: Path, out: Pa
     tensors = integer_passes(context) | {name: tensor for name, tensor in finished.items() if name != "group_sizes"}
     told = json.loads((start / "sdc.json").read_text()) | widened(manifest, config)
     new = Manifest.model_validate(told)
-    refit_last_layers(wide, samples(wide, pictures, coarsest_steps(new, tensors), config))
+    refit_last_layers(wide, samples(wide, pictures, coarsest_steps(new, tensors), config), config.refit.share)
 
     crops = min(GUESS_CROPS, config.widen.crops)
     latents = random_latents(wide, pictures, crops, config.seed + 4, config) / manifest.latent_std[0]
