@@ -48,13 +48,14 @@ def test_every_size_comes_back_at_its_size(bundled_settings: Settings, height: i
 def test_small_flat_pictures_keep_their_colour(bundled_settings: Settings, height: int, width: int) -> None:
     """A picture that is all border must not turn grey."""
     colours = [(9, 200, 30), (250, 250, 250), (180, 20, 40), (20, 30, 160)]
+    most = 16 if height * width == 1 else 12  # a single pixel is the corner of its own border
 
     async def scenario(pipeline: Pipeline) -> None:
         for colour in colours:
             pixels = np.full((height, width, 3), colour, np.uint8)
             compressed = await pipeline.compress(png(pixels), CompressOptions(quality=60))
             shown = (await pipeline.restore(compressed.blob, 1)).rgb
-            assert np.abs(shown.mean((0, 1)) - colour).max() < 16, (colour, shown.mean((0, 1)))
+            assert np.abs(shown.mean((0, 1)) - colour).max() < most, (colour, shown.mean((0, 1)))
 
     run(bundled_settings, scenario)
 
