@@ -59,7 +59,8 @@ class Settings(BaseSettings):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile for the sizes warmed up at the start, minutes longer; auto: of large models on a GPU.",
+        description="torch.compile for the sizes warmed up at the start, minutes longer, in place of the kernels that a GPU runs "
+        "otherwise; auto: of large models on a GPU that cannot run those.",
     )
     store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
     store_timeout_s: float = Field(10.0, gt=0, description="Seconds the store may take to answer before a request is 504.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,6 +25,11 @@ def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     # Emulated bf16 is slower than fp32, so ask for the instructions themselves.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def runs_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels of ``service.engine.fused`` are of use: on a GPU, for which triton compiles them, in a format of 16 bits."""
+    return device.type == "cuda" and dtype is not torch.float32 and find_spec("triton") is not None
 
 
 def describe(device: torch.device) -> str:

@@ -92,7 +92,7 @@ def check_parts(folder: Path) -> None:
 class Networks:
     """Auto-encoder, U-Net and noise schedule of one folder, on one device in one number format."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, fused: bool = False) -> None:
         self.dtype = dtype
         # fp16 ends at 65,504, and activations of Stable Diffusion's auto-encoders go beyond: bf16 has the range, fp16 has not
         self.vae_dtype = torch.float32 if dtype is torch.float16 else dtype
@@ -106,6 +106,10 @@ class Networks:
         networks = {id(network): network for network in (self._vae, self._unet, self._decoder)}.values()
         for network in networks:
             network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
+            if fused:
+                from service.engine import fused as kernels  # needs triton, which is there where they can run
+
+                kernels.install(network)
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
             self.article_scheduler = article.load_scheduler(folder)
