@@ -74,11 +74,13 @@ class Loss:
     mse: float
     """weight of the squared error (levels 0..255) against bits per pixel at step 1"""
     log_mse: float
-    """weight of the logarithm of the squared error, at every step: a smooth picture's decibels count like a busy one's; 0 for not"""
+    """weight of the logarithm of the squared error at coarse steps: a smooth picture's decibels count like a busy one's; 0 for not"""
+    fine_log_mse: float
+    """the same at fine steps, where the perceptual terms have faded out"""
     mse_exponent: float
     """the weight falls with step ** -exponent; 2 is what a uniform quantiser asks for at high rates"""
     balance: float
-    """a crop's whole loss but for ``log_mse`` is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
+    """a crop's whole loss but for the logarithms is multiplied by step ** balance, so that coarse steps are not drowned by fine ones"""
     structure: float
     """weight of 1 - MS-SSIM at step 1; falls with step ** -perceptual_exponent"""
     ssimulacra: float

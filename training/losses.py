@@ -76,13 +76,14 @@ class Distortion(nn.Module):
         """
         loss, few = self.config, self.config.perceptual_crops
         mse = squared_error(decoded, pixels)
-        squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse + loss.log_mse * torch.log(mse + LEAST_MSE)).mean()
+        onset = 1 / (1 + (loss.perceptual_onset / step) ** 4)
+        logarithm = (loss.fine_log_mse + (loss.log_mse - loss.fine_log_mse) * onset) * torch.log(mse + LEAST_MSE)
+        squared = (step ** (loss.balance - loss.mse_exponent) * loss.mse * mse + logarithm).mean()
         structure = structure_distance(decoded[:few], pixels[:few])
         ssimulacra = 1 - ssimulacra2(pixels[:few], decoded[:few], finest=1) / 100
         with machine.mixed():
             feature = self.features(decoded[:few], pixels[:few])
-        onset = 1 / (1 + (loss.perceptual_onset / step[:few]) ** 4)
-        weight = onset * step[:few] ** (loss.balance - loss.perceptual_exponent)
+        weight = onset[:few] * step[:few] ** (loss.balance - loss.perceptual_exponent)
         perceptual = (weight * (loss.structure * structure + loss.ssimulacra * ssimulacra + loss.feature * feature)).mean()
         parts = {"mse": mse, "structure": structure, "ssimulacra": ssimulacra, "feature": feature}
         return squared + perceptual, {key: value.detach().mean() for key, value in parts.items()}

@@ -38,19 +38,10 @@ class Muon(torch.optim.Optimizer):
 
     The update is scaled by ``0.2 * sqrt(max(rows, columns))`` so that its root mean square is about Adam's (Liu et al. 2025) and one
     learning rate serves both.
-
-    An orthogonal update changes all directions alike and says little about how loud a channel should be.  With ``gains``, every output
-    and every input channel of a kernel is also multiplied by a factor of its own, which Adam moves at ``gains * lr``.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, gains: float = 0.0) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "gains": gains})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Checkpoints from before there were gains have none."""
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("gains", 0.0)
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -59,9 +50,6 @@ class Muon(torch.optim.Optimizer):
             for parameter in parameters:
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            if group["gains"]:
-                for parameter in parameters:
-                    self._stretch(parameter, group["gains"] * group["lr"])
             gradients, kept = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
             # all at once: on a GPU a few kernels, not a few hundred
             torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
@@ -75,21 +63,43 @@ class Muon(torch.optim.Optimizer):
                 ours = [parameter for parameter, _ in pairs]
                 torch._foreach_sub_(ours, [update.view_as(p) for p, update in zip(ours, updates, strict=True)], alpha=size)
 
-    def _stretch(self, kernel: nn.Parameter, rate: float) -> None:
-        """One step of Adam (Kingma and Ba 2015) on the logarithms of the gains of a kernel's channels, each now 0."""
-        state, slopes = self.state[kernel], kernel.grad * kernel
-        state["stretched"] = state.get("stretched", 0) + 1
-        for axis in (0, 1):
-            slope = slopes.sum([other for other in range(kernel.ndim) if other != axis], keepdim=True)
-            moments = state.setdefault(f"gain_{axis}", torch.zeros_like(slope).repeat(2, *[1] * kernel.ndim))
-            for moment, power, decay in zip(moments, (1, 2), DECAYS, strict=True):
-                moment.lerp_(slope**power, 1 - decay)
-            mean, square = (moment / (1 - decay ** state["stretched"]) for moment, decay in zip(moments, DECAYS, strict=True))
-            kernel.mul_(torch.exp(-rate * mean / (square.sqrt() + 1e-8)))
+
+class Gains(torch.optim.Adam):
+    """A gain of every output and every input channel of convolution kernels, trained beside them and multiplied into them at every step.
+
+    An orthogonal update changes all directions alike and says little about how loud a channel should be.  What Adam moves is the
+    logarithm, which is 0 before every step.
+
+    Args:
+        kernels: (out, in, height, width), with gradients.
+    """
+
+    def __init__(self, kernels: list[nn.Parameter], lr: float) -> None:
+        self._kernels = kernels
+        self._logs = [(torch.zeros_like(kernel[:, :1, :1, :1]), torch.zeros_like(kernel[:1, :, :1, :1])) for kernel in kernels]
+        super().__init__([log for pair in self._logs for log in pair], lr, betas=DECAYS)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for kernel, (outputs, inputs) in zip(self._kernels, self._logs, strict=True):
+            if kernel.grad is not None:
+                slopes = (kernel.grad * kernel).sum((2, 3), keepdim=True)
+                outputs.grad, inputs.grad = slopes.sum(1, keepdim=True), slopes.sum(0, keepdim=True)
+        super().step()
+        for logs in zip(*self._logs, strict=True):
+            torch._foreach_mul_(self._kernels, torch._foreach_exp(logs))
+            torch._foreach_zero_(logs)
 
 
 class Optimisers:
-    """Several optimisers as one: ``muon``, with ``gains``, for the kernels of some modules, Adam for everything else."""
+    """Several optimisers as one: Muon for the kernels of some modules, Adam for everything else.
+
+    Args:
+        muon: modules whose kernels are Muon's.
+        adam: the others.
+        learning_rate: of both.
+        gains: learning rate of the gains of Muon's kernels, over that; 0 for none.
+    """
 
     def __init__(self, muon: list[nn.Module], adam: list[nn.Module], learning_rate: float, gains: float = 0.0) -> None:
         kernels = [p for module in muon for p in module.parameters() if p.requires_grad and p.ndim == 4]
@@ -97,14 +107,21 @@ class Optimisers:
         others += [p for module in adam for p in module.parameters() if p.requires_grad]
         self.parameters = kernels + others
         self.members: list[torch.optim.Optimizer] = []
+        self._paces: list[float] = []
+        if kernels and gains:  # before Muon: its update is of the kernel that the gradient was taken at
+            self._add(Gains(kernels, learning_rate), gains)
         if kernels:
-            self.members.append(Muon(kernels, learning_rate, gains=gains))
-        self.members.append(torch.optim.Adam(others, learning_rate, betas=DECAYS))
+            self._add(Muon(kernels, learning_rate))
+        self._add(torch.optim.Adam(others, learning_rate, betas=DECAYS))
+
+    def _add(self, member: torch.optim.Optimizer, pace: float = 1.0) -> None:
+        self.members.append(member)
+        self._paces.append(pace)
 
     def step(self, learning_rate: float) -> None:
-        for member in self.members:
+        for member, pace in zip(self.members, self._paces, strict=True):
             for group in member.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = pace * learning_rate
             member.step()
 
     def zero_grad(self) -> None:
