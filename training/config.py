@@ -44,6 +44,8 @@ class Context:
     """width of the two hidden layers of each group's passes while the auto-encoder trains"""
     shipped_hidden: list[int]
     """what stage 2 keeps of that, and trains: at most as much"""
+    coarsest_steps: list[float]
+    """of each group the last step that it is sent at, inf for any: a group that is hardly ever used there need not cost its time"""
     crops: int
     """crops whose latents stage 2 trains on"""
     table_crops: int
@@ -116,6 +118,14 @@ class Refit:
 
 
 @dataclass(frozen=True)
+class Export:
+    quality_0: float
+    """step of quality 0; that of quality 100 is the smallest of the loss"""
+    unet: float
+    """share of what the U-Net says that is shipped"""
+
+
+@dataclass(frozen=True)
 class Widen:
     crops: int
     """that the passes of the new channels are trained on"""
@@ -138,6 +148,7 @@ class Config:
     vae_stage: Stage
     unet_stage: Stage
     context_stage: Stage
+    export: Export
     refit: Refit
     widen: Widen
     widen_stage: Stage
@@ -148,7 +159,7 @@ def load(path: Path) -> Config:
     raw: dict[str, Any] = tomllib.loads(path.read_text())
     parts = {
         "data": Data, "autoencoder": Autoencoder, "context": Context, "loss": Loss, "unet": Unet,
-        "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage, "refit": Refit,
+        "vae_stage": Stage, "unet_stage": Stage, "context_stage": Stage, "export": Export, "refit": Refit,
         "widen": Widen, "widen_stage": Stage,
     }  # fmt: skip
     try:

@@ -61,8 +61,9 @@ class LeastSquares:
 
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Shared weights (shared, outputs) and own ones (problems, own, outputs), float32: all at once, by the Schur complement."""
-        ridge = RIDGE * self._squares.diagonal(dim1=1, dim2=2).mean(0).diag()
-        squares, k = self._squares + ridge, self._shared
+        ridge = RIDGE * self._squares.diagonal(dim1=1, dim2=2).mean(0)
+        ridge[ridge == 0] = 1  # an input that is always 0 keeps its weight
+        squares, k = self._squares + ridge.diag(), self._shared
         across, inner = squares[:, :k, k:], squares[:, k:, k:]
         from_shared, alone = torch.linalg.solve(inner, across.mT), torch.linalg.solve(inner, self._products[:, k:])
         left = squares[:, :k, :k].sum(0) - (across @ from_shared).sum(0)

@@ -152,7 +152,7 @@ def widened(start: Manifest, config: Config) -> dict[str, object]:
         "entropy": {
             "kind": "context",
             "file": start.entropy.file,
-            "coarsest": [STEP_COUNT - 1] * (len(config.context.group_sizes) - 1) + [last],
+            "coarsest": [*(start.entropy.coarsest or [STEP_COUNT - 1] * (len(config.context.group_sizes) - 1)), last],
         },
         "decoder_revision": 1,
         "widens": {"version": start.version, "latent_channels": start.latent_channels},

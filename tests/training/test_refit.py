@@ -41,6 +41,15 @@ def test_the_solution_is_that_of_weighted_least_squares(shared: int, own: int) -
     assert for_each.numpy() == pytest.approx(expected[shared:].reshape(problems, own, outputs), abs=1e-4)
 
 
+def test_an_input_that_never_occurs_gets_no_weight() -> None:
+    sums = LeastSquares(1, 2, 2, 1)
+    inputs = torch.randn(1, 30, 4, generator=torch.Generator().manual_seed(0))
+    inputs[:, :, [1, 3]] = 0
+    sums.add(inputs, inputs[:, :, :1] * 2 - inputs[:, :, 2:3], torch.ones(1, 30, 1))
+    shared, own = sums.solve()
+    assert torch.cat([shared, own[0]]).flatten().tolist() == pytest.approx([2, 0, -1, 0], abs=1e-4)
+
+
 def test_an_error_weighs_most_on_flat_ground() -> None:
     flat, busy = torch.zeros(1, 48, 8, 8), torch.rand(1, 48, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert visibility(flat, 30, 0.1) == pytest.approx(torch.full((1, 1, 8, 8), 1.1))

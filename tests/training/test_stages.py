@@ -33,7 +33,7 @@ def small(folder: Path, minutes: float) -> Path:
     """The shipped configuration, shrunk."""
     changes = {
         "latent_channels": "6", "block_out_channels": "[8, 12, 16]", "encoder_layers": "[1, 1, 1]", "decoder_layers": "[1, 1, 1]",
-        "group_sizes": "[2, 4]", "windows": "[5, 3]", "hidden": "[8, 6]", "shipped_hidden": "[8, 4]",
+        "group_sizes": "[2, 4]", "windows": "[5, 3]", "hidden": "[8, 6]", "shipped_hidden": "[8, 4]", "coarsest_steps": "[inf, 2.5]",
         "crops": "32", "graft_crops": "32", "table_crops": "32", "batch": "4",
         "minutes": str(minutes),
         "warmup_steps": "1", "largest_downscale": "1.0", "norm_num_groups": "4",
