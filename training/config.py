@@ -119,8 +119,6 @@ class Refit:
 
 @dataclass(frozen=True)
 class Export:
-    quality_0: float
-    """step of quality 0; that of quality 100 is the smallest of the loss"""
     unet: float
     """share of what the U-Net says that is shipped"""
 

@@ -58,7 +58,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "latent_mean": [0.0] * channels,
         "latent_std": [round(scale, 6)] * channels,
         "entropy": {"kind": "context", "file": "entropy.safetensors", "coarsest": coarsest},
-        "rate_points": {"quality_0": nearest_step(config.export.quality_0 / scale), "quality_100": indices[0]},
+        "rate_points": {"quality_0": indices[-1], "quality_100": indices[0]},
         "rate_guess": fit_rate_guess(coder, latents[:GUESS_CROPS], config.data.crop**2, indices),
         "default_steps": 1 if progress.step else 0,
     }
