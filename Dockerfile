@@ -27,7 +27,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
 ENTRYPOINT ["sdc"]
 CMD ["serve"]
 
-# torch.compile calls a C compiler.
+# triton calls a C compiler.
 FROM runtime AS cuda
 USER 0
 # hadolint ignore=DL3008

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import structlog
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +29,20 @@ def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
 
 
 def runs_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels of ``service.engine.fused`` are of use: on a GPU, for which triton compiles them, in a format of 16 bits."""
-    return device.type == "cuda" and dtype is not torch.float32 and find_spec("triton") is not None
+    """Whether the kernels of ``service.engine.fused`` run: on a GPU, in a format of 16 bits, where triton finds what it compiles with.
+
+    What it does not find is logged: networks run plainly then.
+    """
+    if device.type != "cuda" or dtype is torch.float32 or find_spec("triton") is None:
+        return False
+    try:
+        from service.engine import fused
+
+        fused.try_out(device)
+    except Exception:  # no C compiler, a driver too old, a GPU too old
+        structlog.get_logger().exception("kernels not compiled")
+        return False
+    return True
 
 
 def describe(device: torch.device) -> str:

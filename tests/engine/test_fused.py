@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import diffusers
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 from torch.nn import functional as F
 
@@ -120,6 +121,15 @@ def test_a_model_folder_is_loaded_with_them(kind: str, model_of: Callable[[str],
     torch.testing.assert_close(quick.decode(latent), shown, rtol=1e-4, atol=1e-4)
 
 
-def test_they_are_for_gpus_and_formats_of_16_bits() -> None:
+def test_they_are_for_gpus_and_formats_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "try_out", Mock())
     gpu, half = torch.device("cuda"), torch.bfloat16
     assert [runs_kernels(*pair) for pair in ((gpu, half), (gpu, torch.float32), (torch.device("cpu"), half))] == [True, False, False]
+
+
+def test_where_they_cannot_be_compiled_networks_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused.try_out(DEVICE)
+    monkeypatch.setattr(fused, "enlarge", Mock(side_effect=RuntimeError("Failed to find C compiler.")))
+    with capture_logs() as logs:
+        assert not runs_kernels(torch.device("cuda"), torch.bfloat16)
+    assert [log["event"] for log in logs] == ["kernels not compiled"]
