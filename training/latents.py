@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from service.codec.steps import step_size
+from service.codec.steps import STEP_COUNT, step_size
 from service.engine.autoencoder import ResidualAutoencoder
 from training.config import Config
 from training.data import Pictures
@@ -43,6 +43,12 @@ def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -
 
 
 def shipped_steps(config: Config, scale: float) -> list[int]:
-    """Step indices, of the normalised latent, between the ends of the range that stage 1 was trained over."""
+    """Step indices, of the normalised latent, between the ends of the range that stage 1 was trained over.
+
+    Raises SystemExit where a file can name none of them.
+    """
     low, high = config.loss.smallest_step / scale, config.loss.largest_step / scale
-    return [index for index in range(256) if low <= step_size(index) <= high]
+    indices = [index for index in range(STEP_COUNT) if low <= step_size(index) <= high]
+    if not indices:
+        raise SystemExit(f"the latents, {scale:.3g} on average, are too small for steps from {config.loss.smallest_step}: train longer")
+    return indices

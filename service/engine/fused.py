@@ -206,7 +206,7 @@ def _is_plain_block(module: nn.Module) -> bool:
     return (
         isinstance(module, ResnetBlock2D) and module.upsample is None and module.downsample is None
         and module.time_embedding_norm in ("default", "group") and module.output_scale_factor == 1
-        and isinstance(module.nonlinearity, nn.SiLU)
+        and isinstance(module.nonlinearity, nn.SiLU) and (module.conv_shortcut is None or module.conv_shortcut.bias is not None)
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from training.losses import LEAST_MSE, Distortion
 def decibels() -> Distortion:
     """A loss of nothing but the logarithm of the squared error."""
     without = dict.fromkeys(("mse", "structure", "ssimulacra", "feature"), 0.0)
-    return Distortion(dataclasses.replace(configuration.load(DEFAULT_CONFIG).loss, **without, log_mse=0.2))
+    return Distortion(dataclasses.replace(configuration.load(DEFAULT_CONFIG).loss, **without, log_mse=0.2, fine_log_mse=0.2))
 
 
 def off_by(levels: float, distortion: Distortion, step: float = 2.0) -> float:
@@ -31,6 +31,13 @@ def test_decibels_count_alike_in_smooth_and_busy_crops_at_every_step(decibels: D
     for smaller in (10, 20, 40):
         assert math.isclose(off_by(2 * smaller, decibels) - off_by(smaller, decibels), six_decibels, rel_tol=0.03)
     assert off_by(10, decibels, step=8.0) == off_by(10, decibels)
+
+
+def test_decibels_count_for_more_where_nothing_else_counts(decibels: Distortion) -> None:
+    onset = decibels.config.perceptual_onset
+    uneven = Distortion(dataclasses.replace(decibels.config, fine_log_mse=0.6))
+    for step, weight in ((onset / 100, 0.6), (onset, 0.4), (onset * 100, 0.2)):
+        assert math.isclose(off_by(10, uneven, step), weight * math.log(100 + LEAST_MSE), rel_tol=2e-3)
 
 
 def test_what_cannot_be_seen_is_not_worth_bits(decibels: Distortion) -> None:

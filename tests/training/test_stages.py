@@ -34,6 +34,7 @@ def small(folder: Path, minutes: float) -> Path:
     changes = {
         "latent_channels": "6", "block_out_channels": "[8, 12, 16]", "encoder_layers": "[1, 1, 1]", "decoder_layers": "[1, 1, 1]",
         "group_sizes": "[2, 4]", "windows": "[5, 3]", "hidden": "[8, 6]", "shipped_hidden": "[8, 4]", "coarsest_steps": "[inf, 2.5]",
+        "smallest_step": "0.3", "largest_step": "8.0",
         "crops": "32", "graft_crops": "32", "table_crops": "32", "batch": "4",
         "minutes": str(minutes),
         "warmup_steps": "1", "largest_downscale": "1.0", "norm_num_groups": "4",
@@ -128,7 +129,7 @@ def test_fine_tuning_begins_with_the_finished_model() -> None:
     with torch.no_grad():
         normalised = float_context(profile)(known, known, torch.tensor([0.5]))
         raw = context(known * scale, known * scale, torch.tensor([0.5 * scale]))
-    torch.testing.assert_close(normalised, raw, rtol=5e-3, atol=0.1)  # the clamps of the logistic are not rescaled
+    torch.testing.assert_close(normalised, raw, rtol=1e-2, atol=0.1)  # the clamps of the logistic are not rescaled
 
 
 def test_more_channels_begin_beside_the_old_ones(small_model: Path) -> None:
