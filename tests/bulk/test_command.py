@@ -148,12 +148,16 @@ def test_ctrl_c_finishes_what_is_in_hand_and_leaves_a_manifest(model: Path, phot
     assert "stopping" in told
     assert "the same command goes on" in told
     rows = read(tmp_path / "out.jsonl")
-    assert Counter(each.status for each in rows) == {"made": 76, "failed": 4}
+    counts = Counter(each.status for each in rows)
+    # the first batch, and those that were in hand: on a busy machine the signal comes before the fourth of them is
+    assert counts["failed"] in (3, 4)
+    assert counts == {"made": 16 + 15 * counts["failed"], "failed": counts["failed"]}
     assert {each.id for each in rows if each.id} == stored(tmp_path / "store")
     assert not (tmp_path / "out.jsonl.partial").exists()
     (photos_folder / "pipe").unlink()
     bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=1)
-    assert Counter(each.status for each in read(tmp_path / "out.jsonl")) == {"known": 76, "made": 40, "failed": 4}
+    again = Counter(each.status for each in read(tmp_path / "out.jsonl"))
+    assert again == {"known": counts["made"], "made": 116 - counts["made"], "failed": 4}
 
 
 def test_kill_loses_nothing_that_was_written_down_and_the_next_run_completes(model: Path, photos_folder: Path, tmp_path: Path) -> None:
