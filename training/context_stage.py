@@ -8,9 +8,11 @@ import torch
 
 from service.calibration.context import ContextModel, keep_most_used, rescale
 from service.codec.steps import step_size
+from service.engine.autoencoder import ResidualAutoencoder
 from training import machine
 from training.config import Config
-from training.latents import encode_crops, finished_vae, shipped_steps
+from training.data import Pictures
+from training.latents import finished_vae, random_latents, shipped_steps
 from training.loop import Progress
 
 
@@ -35,13 +37,16 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
 
     The bits are those of rounded latents, not of noisy ones.
     """
-    raw = encode_crops(config, images, folder, config.context.crops)
+    averaged = finished_vae(config, folder).averaged
+    vae, finished = averaged["vae"], averaged["context"]
+    assert isinstance(vae, ResidualAutoencoder)
+    assert isinstance(finished, ContextModel)
+    raw = random_latents(vae, Pictures(images, config.data, validation=False), config.context.crops, config.seed + 1, config)
     # of all latents together: divides them in the shipped model, so that one step fits all channels
     scale = float(raw.std())
     latents = raw / scale
     torch.save({"scale": torch.tensor(scale)}, folder / "scale.pt")
-    context, finished = _shipped(config), finished_vae(config, folder).averaged["context"]
-    assert isinstance(finished, ContextModel)
+    context = _shipped(config)
     keep_most_used(context, finished)
     rescale(context, scale)
     progress = Progress("context", {"context": context}, config.context_stage, folder)

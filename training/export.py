@@ -22,7 +22,7 @@ from service.manifest import Manifest
 from training import context_stage, unet
 from training.config import Config
 from training.data import Pictures
-from training.latents import encode_crops, shipped_steps
+from training.latents import random_latents, shipped_steps
 from training.refit import coarsest_steps, refit_last_layers, samples
 
 GUESS_CROPS = 192
@@ -42,10 +42,13 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     tensors["counts"] = logistic_counts()
     indices, coarsest = shipped_steps(config, scale), last_steps(config, scale)
     predictor = context_predictor(tensors, config.autoencoder.latent_channels, tuple(coarsest))
-    latents = (encode_crops(config, images, folder, config.context.table_crops) / scale).numpy()
+    progress = unet.finished(config, folder)
+    vae, net = progress.averaged["vae"], progress.averaged["unet"]
+    assert isinstance(vae, ResidualAutoencoder)
+    pictures = Pictures(images, config.data, validation=False)
+    latents = (random_latents(vae, pictures, config.context.table_crops, config.seed + 1, config) / scale).numpy()
     tensors["counts"] = fit_counts(predictor, latents, indices, np.random.default_rng(config.seed))
 
-    progress = unet.finished(config, folder)
     coder = EntropyCoder(context_predictor(tensors, config.autoencoder.latent_channels, tuple(coarsest)))
 
     channels = config.autoencoder.latent_channels
@@ -62,10 +65,8 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "rate_guess": fit_rate_guess(coder, latents[:GUESS_CROPS], config.data.crop**2, indices),
         "default_steps": 1 if progress.step else 0,
     }
-    vae, net = progress.averaged["vae"], progress.averaged["unet"]
-    assert isinstance(vae, ResidualAutoencoder)
     sent = coarsest_steps(Manifest.model_validate(told), tensors)
-    refit_last_layers(vae, samples(vae, Pictures(images, config.data, validation=False), sent, config), config.refit.share)
+    refit_last_layers(vae, samples(vae, pictures, sent, config), config.refit.share)
     for parameter in net.conv_out.parameters():
         parameter.mul_(config.export.unet)
 

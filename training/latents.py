@@ -35,13 +35,6 @@ def random_latents(vae: ResidualAutoencoder, pictures: Pictures, count: int, see
     return torch.cat([encode(vae, as_input(crops), config).cpu() for crops in batches])
 
 
-def encode_crops(config: Config, images: list[Path], folder: Path, count: int) -> torch.Tensor:
-    """Latents of ``count`` random crops of the training pictures under the finished auto-encoder of stage 1."""
-    vae = finished_vae(config, folder).averaged["vae"]
-    assert isinstance(vae, ResidualAutoencoder)
-    return random_latents(vae, Pictures(images, config.data, validation=False), count, config.seed + 1, config)
-
-
 def shipped_steps(config: Config, scale: float) -> list[int]:
     """Step indices, of the normalised latent, between the ends of the range that stage 1 was trained over.
 
