@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -17,7 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,15 @@ RENDER = "render"
 COMPILING_S = {"encode": 30, "U-Net step": 70, "decode": 35}
 """what compiling one shape may take, as far as is known: one is not begun with less time left"""
 REPEATS = 20
-SERVICE_S = 30
+SERVICE_S = 40
 """what the service needs to start, warm up and be measured"""
 CEILING_SIDE = {"cpu": 3072, "cuda": 8192}
 GPU_TFLOPS, GPU_SHARE, LAUNCH_S = 700.0, 0.5, 4e-6
 """of the GPU that is predicted: bf16 matmul as an H200 has been measured, what convolutions reach of it, and the time between launches"""
 SERVICE_PICTURES, SERVICE_AT_ONCE = 768, 192
 """through the whole service on a GPU"""
+PROCESSES = (1, 2, 3)
+"""so many of the service beside each other"""
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,20 @@ def plain_seconds(side: int) -> float:
     return seconds(render, torch.device("cpu"), 1)
 
 
-async def service_rates(settings: Settings, side: int, pictures: int) -> dict[str, tuple[float, float]]:
-    """Through the whole queue, opening, coding and writing included: seconds of a picture alone, and pictures a second of many at once."""
+@dataclass(frozen=True)
+class Service:
+    """What the whole service does with one operation."""
+
+    alone_s: float
+    """of a picture with no other beside it in its process"""
+    started: float
+    ended: float
+    """of many at once, monotonic seconds, which all processes of a machine share"""
+    pictures: int
+
+
+async def service_rates(settings: Settings, side: int, pictures: int, together: Callable[[], object]) -> dict[str, Service]:
+    """Through the whole queue, opening, coding and writing included; ``together`` returns when others that are measured have got as far."""
     places = asyncio.Semaphore(max(1, min(SERVICE_AT_ONCE, settings.max_queued_pixels // side**2)))
 
     async def one(job: Callable[[], Any]) -> float:
@@ -213,10 +230,45 @@ async def service_rates(settings: Settings, side: int, pictures: int) -> dict[st
         found = {}
         for name, job in jobs.items():
             alone = statistics.median([await one(job) for _ in range(REPEATS)])
-            started = time.perf_counter()
+            await asyncio.to_thread(together)
+            started = time.monotonic()
             await asyncio.gather(*(one(job) for _ in range(pictures)))
-            found[name] = alone, pictures / (time.perf_counter() - started)
+            found[name] = Service(alone, started, time.monotonic(), pictures)
+            await asyncio.to_thread(together)
         return found
+
+
+def _one_of_several(settings: Settings, side: int, pictures: int, barrier: Barrier, told: SimpleQueue[dict[str, Service]]) -> None:
+    """In a process of its own: ``service_rates``, in step with the others."""
+    try:
+        told.put(asyncio.run(service_rates(settings, side, pictures, partial(barrier.wait, SERVICE_S))))
+    except BaseException:
+        barrier.abort()  # the others need not wait
+        raise
+
+
+def several(settings: Settings, side: int, pictures: int, processes: int) -> dict[str, tuple[float, float]]:
+    """Services that share a device, each with an interpreter of its own: seconds of a picture alone in one, and pictures a second of all.
+
+    Raises RuntimeError where one of them fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, told = context.Barrier(processes), context.SimpleQueue()
+    arguments = (settings, side, pictures // processes, barrier, told)
+    running = [context.Process(target=_one_of_several, args=arguments, daemon=True) for _ in range(processes)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    if any(process.exitcode for process in running):
+        raise RuntimeError(f"{processes} services beside each other failed: {[process.exitcode for process in running]}")
+    parts = [told.get() for _ in running]
+    found = {}
+    for name in parts[0]:
+        each = [part[name] for part in parts]
+        taken = max(part.ended for part in each) - min(part.started for part in each)
+        found[name] = statistics.median(part.alone_s for part in each), sum(part.pictures for part in each) / taken
+    return found
 
 
 class Report:
@@ -310,17 +362,22 @@ def compiled(
 
 
 def served(settings: Settings, folder: Path, side: int, best: dict[str, tuple[int, float]], report: Report) -> None:
-    """The whole service, and its share of the bare loop."""
-    batch = max(best["encode"][0], best[RENDER][0])
-    changed = {"model": folder, "store_url": "memory:///", "compile": "off", "max_batch": batch, "cpu_workers": os.cpu_count() or 1}
-    rates = asyncio.run(service_rates(settings.model_copy(update=changed), side, SERVICE_PICTURES))
-    for name, bare in {"compress": best["encode"][1], RENDER: best[RENDER][1]}.items():
-        alone, pictures_s = rates[name]
-        report.add(
-            f"{side}x{side} {name} by the whole service: alone {alone * 1e3:,.1f} ms, batch {batch} {pictures_s:,.1f} pictures/s, "
-            f"{pictures_s / bare:.2f} of the bare loop",
-            side=side, operation=f"service {name}", batch=batch, ms_alone=alone * 1e3, pictures_s=pictures_s, of_bare=pictures_s / bare,
-        )  # fmt: skip
+    """The whole service, and its share of the bare loop: by one process, and by several that share the device and the cores."""
+    batch, cores = max(best["encode"][0], best[RENDER][0]), os.cpu_count() or 1
+    for processes in PROCESSES:
+        if report.left_s < SERVICE_S:
+            report.say(f"{side}x{side} {processes} services: no time left")
+            break
+        changed = {"model": folder, "store_url": "memory:///", "compile": "off", "max_batch": batch, "cpu_workers": -(-cores // processes)}
+        rates = several(settings.model_copy(update=changed), side, SERVICE_PICTURES, processes)
+        for name, bare in {"compress": best["encode"][1], RENDER: best[RENDER][1]}.items():
+            alone, pictures_s = rates[name]
+            report.add(
+                f"{side}x{side} {name} by the whole service, {processes} of it: one picture in each {alone * 1e3:,.1f} ms, batch {batch} "
+                f"{pictures_s:,.1f} pictures/s, {pictures_s / bare:.2f} of the bare loop",
+                side=side, operation=f"service {name}", processes=processes, batch=batch, ms_alone=alone * 1e3, pictures_s=pictures_s,
+                of_bare=pictures_s / bare,
+            )  # fmt: skip
 
 
 def _gpu(settings: Settings, device: torch.device, dtype: str, rate: float, report: Report, terms: Terms) -> None:

@@ -64,6 +64,7 @@ def test_what_a_gpu_is_asked(small: None, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu, "BATCHES", (1, 2))
     monkeypatch.setattr(gpu, "REPEATS", 4)
     monkeypatch.setattr(gpu, "SERVICE_PICTURES", 6)
+    monkeypatch.setattr(gpu, "PROCESSES", (1, 2))
     out = Console(file=io.StringIO(), width=200)
     gpu.main(Settings(device="cpu", dtype="float32"), gpu.Terms((64, 128), folder=tmp_path / "gpu"), out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
@@ -71,9 +72,16 @@ def test_what_a_gpu_is_asked(small: None, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(figures) == len(said.splitlines()) and figures[0]["ceiling_tflops"] > 0
     ways = [figure["way"].partition(" (")[0] for figure in figures if figure.get("side") == 64 and figure.get("operation") == "decode"]
     assert ways[:3] == ["as launched", "replayed", "replayed, the best batch"] and set(ways[3:]) == {"compiled"}
-    assert {figure["operation"] for figure in figures if "of_bare" in figure} == {"service compress", "service render"}
+    served = [(figure["operation"], figure["processes"]) for figure in figures if "of_bare" in figure]
+    assert served == [(f"service {journey}", processes) for processes in (1, 2) for journey in ("compress", "render")]
     assert any(figure.get("side") == 128 for figure in figures)
     assert not torch.backends.cudnn.benchmark
+
+
+def test_services_beside_each_other_fail_together(tmp_path: Path) -> None:
+    """One that cannot start leaves none of the others waiting, and is told of."""
+    with pytest.raises(RuntimeError, match="2 services beside each other failed"):
+        gpu.several(Settings(device="cpu", model=tmp_path), 64, 2, 2)
 
 
 def test_nothing_is_begun_when_the_time_is_up(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
