@@ -103,8 +103,8 @@ def test_an_old_model_is_kept_and_named(house: Path, small_model: Path, monkeypa
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     shutil.copytree(BUNDLED_MODEL, house / "service" / "models" / "bundled")
     sh(block("docs/KEEPING.md", "mkdir -p ~/.local"), house)
-    others = other_models(Settings(model=small_model, other_models=["bundled-6"])).values()
-    assert {other.folder for other in others} == {house / ".local/share/sdc/models/bundled-6"}
+    others = other_models(Settings(model=small_model, other_models=["bundled-7"])).values()
+    assert {other.folder for other in others} == {house / ".local/share/sdc/models/bundled-7"}
 
 
 def test_anybody_can_plot_the_figures_again() -> None:
