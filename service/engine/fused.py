@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
+
+from service.engine.enlarging import is_plain_upsample
 
 ROWS, COLUMNS = 64, 64
 """positions and channels that a program holds at a time"""
@@ -177,7 +178,7 @@ def install(network: nn.Module) -> None:
     for module in network.modules():
         if _is_plain_block(module):
             module.forward = MethodType(_block, module)
-        elif _is_plain_upsample(module):
+        elif is_plain_upsample(module):
             module.forward = MethodType(_upsample, module)
         elif type(module) is nn.GroupNorm and module.affine:
             module.forward = MethodType(_group_norm, module)  # type: ignore[method-assign]
@@ -220,13 +221,6 @@ def _block(self: Any, hidden: torch.Tensor, temb: torch.Tensor | None = None) ->
     if self.conv_shortcut is None:
         return add(inner, self.conv2.bias, hidden)
     return add(inner, self.conv2.bias + self.conv_shortcut.bias, _without_bias(self.conv_shortcut, hidden))
-
-
-def _is_plain_upsample(module: nn.Module) -> bool:
-    return (
-        isinstance(module, Upsample2D) and module.use_conv and module.name == "conv" and module.interpolate and module.norm is None
-        and not module.use_conv_transpose
-    )  # fmt: skip
 
 
 def _upsample(self: Any, hidden: torch.Tensor, output_size: Any = None) -> torch.Tensor:

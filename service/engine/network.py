@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from service.engine import article
+from service.engine import article, enlarging
 from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.compiled import Buckets
 from service.errors import BadModel
@@ -110,6 +110,8 @@ class Networks:
                 from service.engine import fused as kernels  # needs triton, which is there where they can run
 
                 kernels.install(network)
+            elif device.type == "cpu" and isinstance(network, diffusers.AutoencoderKL):
+                enlarging.install(network.decoder)
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
             self.article_scheduler = article.load_scheduler(folder)
