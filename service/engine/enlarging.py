@@ -63,7 +63,8 @@ def _upsample(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
             return convolved
         n, _, height, width = hidden.shape
         parts = F.conv2d(hidden, weight, bias, padding=1).unflatten(1, (PARITIES, -1))
-        result = hidden.new_empty(n, parts.shape[2], 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+        size = n, parts.shape[2], 2 * height, 2 * width
+        result = torch.empty(size, dtype=hidden.dtype, device=hidden.device, memory_format=torch.channels_last)
         for parity in range(PARITIES):
             row, column = divmod(parity, 2)
             result[:, :, row::2, column::2] = parts[:, parity, :, row : row + height, column : column + width]
