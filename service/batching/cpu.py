@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from service.batching.refusals import missed, stopping
 
@@ -68,28 +68,34 @@ class CpuPool:
         if self._clock() > deadline:
             self._release()
             raise missed("the deadline passed before the picture was finished")
-        seconds = 0.0
 
-        def timed() -> Result:
-            nonlocal seconds
+        def timed() -> tuple[Result, float]:
             started = self._clock()
-            try:
-                return call()
-            finally:
-                seconds = self._clock() - started
+            return call(), self._clock() - started
 
         loop = asyncio.get_running_loop()
+        reply: asyncio.Future[tuple[Result, float]] = loop.create_future()
 
-        def done(_: Future[Any]) -> None:
+        def done(future: Future[tuple[Result, float]]) -> None:
             try:
-                loop.call_soon_threadsafe(self._release)
+                loop.call_soon_threadsafe(self._done, reply, future)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 pass
 
         # with the caller's context, so that what is logged there says of which request it is
-        future = self._executor.submit(contextvars.copy_context().run, timed)
-        future.add_done_callback(done)
-        return await asyncio.wrap_future(future), seconds
+        self._executor.submit(contextvars.copy_context().run, timed).add_done_callback(done)
+        return await reply
+
+    def _done(self, reply: asyncio.Future[tuple[Result, float]], future: Future[tuple[Result, float]]) -> None:
+        """The thread to the next, the result to the caller, in one turn of the loop: ``wrap_future`` would take another."""
+        self._release()
+        if reply.done():
+            return
+        failure = future.exception()
+        if failure is None:
+            reply.set_result(future.result())
+        else:
+            reply.set_exception(failure)
 
     async def _turn(self, patience_s: float) -> None:
         if self._free:

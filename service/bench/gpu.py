@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from uvicorn.loops.auto import auto_loop_factory
 
 from service.bench import full_size
 from service.bench.pictures import as_png, machine
@@ -241,7 +242,8 @@ async def service_rates(settings: Settings, side: int, pictures: int, together: 
 def _one_of_several(settings: Settings, side: int, pictures: int, barrier: Barrier, told: SimpleQueue[dict[str, Service]]) -> None:
     """In a process of its own: ``service_rates``, in step with the others."""
     try:
-        told.put(asyncio.run(service_rates(settings, side, pictures, partial(barrier.wait, SERVICE_S))))
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # the server's
+            told.put(runner.run(service_rates(settings, side, pictures, partial(barrier.wait, SERVICE_S))))
     except BaseException:
         barrier.abort()  # the others need not wait
         raise

@@ -81,7 +81,7 @@ def _damage_told() -> Iterator[None]:
 
 def _to_picture(image: Image.Image) -> Picture:
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     image, alpha = _split_alpha(_to_eight_bits(image))
     rgb = _to_srgb(image, profile)
     pixels = np.asarray(rgb)
@@ -126,7 +126,7 @@ def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
             return cast(Image.Image, converted)
         except (ImageCms.PyCMSError, OSError, ValueError):
             pass  # a profile that does not fit its picture says nothing: take the samples for sRGB
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _fill_hidden(pixels: Plane, alpha: Plane) -> Plane:
