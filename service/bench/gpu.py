@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing.queues import SimpleQueue
@@ -52,6 +53,8 @@ RENDER = "render"
 COMPILING_S = {"encode": 30, "U-Net step": 70, "decode": 35}
 """what compiling one shape may take, as far as is known: one is not begun with less time left"""
 REPEATS = 20
+PAIRS = 5
+"""renders on a processor, ours and a plain one, in turn: other tenants of its cores take from both"""
 SERVICE_S = 40
 """what the service needs to start, warm up and be measured"""
 CEILING_SIDE = {"cpu": 3072, "cuda": 8192}
@@ -128,9 +131,10 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a call, after one that does not count."""
-    call()
+def seconds(call: Callable[[], object], device: torch.device, repeats: int, warm: bool = True) -> float:
+    """Median time of a call, where ``warm`` after one that does not count."""
+    if warm:
+        call()
     taken = []
     for _ in range(repeats):
         synchronise(device)
@@ -178,25 +182,39 @@ def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], rep
     return best
 
 
-def apart(expression: str) -> float:
-    """What an expression gives in a process of its own, this module being ``gpu``, in which nothing is as ``service.process`` sets it."""
-    script = f"from service.bench import gpu; print({expression})"
-    untuned = {name: default for name, (_, default) in VARIABLES.items()}
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | untuned, stdout=subprocess.PIPE, check=True, text=True)
-    return float(done.stdout)
+@contextmanager
+def apart(expression: str) -> Iterator[Callable[[], float]]:
+    """Calls what an expression gives, this module being ``gpu``, in a process in which nothing is as ``service.process`` sets it."""
+    script = f"import sys; from service.bench import gpu; call = {expression}\nfor _ in sys.stdin: print(call(), flush=True)"
+    untuned = os.environ | {name: default for name, (_, default) in VARIABLES.items()}
+    with subprocess.Popen([sys.executable, "-c", script], env=untuned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        asked, told = process.stdin, process.stdout
+        assert asked is not None and told is not None  # as they were asked for
+
+        def call() -> float:
+            print(file=asked, flush=True)
+            return float(told.readline())
+
+        try:
+            yield call
+        finally:
+            asked.close()
 
 
-def plain_seconds(side: int) -> float:
-    """One U-Net step and one decode by diffusers alone: fp32, as ``from_pretrained`` gives them."""
+def plain_render(side: int) -> Callable[[], float]:
+    """Seconds of one U-Net step and one decode by diffusers alone: fp32, as ``from_pretrained`` gives them."""
     vae, unet = full_size.vae().eval(), full_size.unet().eval()
     latent, prompt = torch.randn(1, 4, side // 8, side // 8), torch.randn(1, full_size.TOKENS, full_size.WIDTH)
 
-    def render() -> object:
+    def render() -> float:
+        started = time.perf_counter()
         with torch.no_grad():
             noise = unet(latent, torch.tensor(22), encoder_hidden_states=prompt).sample
-            return vae.decode((latent - 0.1 * noise) / vae.config.scaling_factor).sample
+            vae.decode((latent - 0.1 * noise) / vae.config.scaling_factor)
+        return time.perf_counter() - started
 
-    return seconds(render, torch.device("cpu"), 1)
+    render()
+    return render
 
 
 @dataclass(frozen=True)
@@ -419,19 +437,22 @@ def _cpu(device: torch.device, dtype: str, rate: float, report: Report, terms: T
         engine = Engine(full_size.build(Path(name)), str(device), dtype)
         for side in terms.sides or SIDES[:1]:
             table = Table("", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "pictures/s", "predicted ms", title=f"{side}x{side}")
-            times = {}
             for name, cost in costs(side).items():
-                times[name] = taken = seconds(operations(engine, side, 1)[name], engine.device, 2)
+                taken = seconds(operations(engine, side, 1)[name], engine.device, 2)
                 predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
                 table.add_row(
                     name, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{taken * 1e3:,.1f}", f"{cost.flops / taken / rate:.2f}",
                     f"{1 / taken:,.2f}", f"{predicted * 1e3:.1f}",
                 )  # fmt: skip
             out.print(table)
-            ours, plain = times[RENDER], apart(f"gpu.plain_seconds({side})")
+            ours = operations(engine, side, 1)[RENDER]
+            with apart(f"gpu.plain_render({side})") as plain:
+                pairs = [(seconds(ours, engine.device, 1, warm=False), plain()) for _ in range(PAIRS)]
             report.say(
-                f"one render of {side}x{side} (a U-Net step and a decode): {ours:.2f} s, by plain diffusers in fp32 {plain:.2f} s, "
-                f"{plain / ours:.1f} times that; the GPU's times are predicted and were not measured"
+                f"one render of {side}x{side} (a U-Net step and a decode) and one by plain diffusers in fp32, in turn: "
+                + ", ".join(f"{mine:.2f} and {theirs:.2f} s" for mine, theirs in pairs)
+                + f": {statistics.median(theirs / mine for mine, theirs in pairs):.1f} times as long, the median; "
+                "the GPU's times are predicted and were not measured"
             )
 
 

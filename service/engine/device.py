@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Literal
 
 import structlog
 import torch
+
+Way = Literal["plain", "fused", "prepared"]
+"""of running networks; see ``pick_way``"""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,21 +32,27 @@ def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def runs_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels of ``service.engine.fused`` run: on a GPU, in a format of 16 bits, where triton finds what it compiles with.
+def pick_way(device: torch.device, dtype: torch.dtype) -> Way:
+    """How networks are best run: ``fused`` (``service.engine.fused``) on a GPU in 16 bits where triton finds what it compiles with,
+    ``prepared`` (``service.engine.prepared``) on a processor that multiplies bf16, else ``plain``.
 
-    What it does not find is logged: networks run plainly then.
+    What could not be tried out is logged.
     """
-    if device.type != "cuda" or dtype is torch.float32 or find_spec("triton") is None:
-        return False
+    way: Way = "plain"
     try:
-        from service.engine import fused
+        if device.type == "cuda" and dtype is not torch.float32 and find_spec("triton") is not None:
+            from service.engine import fused
 
-        fused.try_out(device)
-    except Exception:  # no C compiler, a driver too old, a GPU too old
-        structlog.get_logger().exception("kernels not compiled")
-        return False
-    return True
+            fused.try_out(device)
+            way = "fused"
+        elif device.type == "cpu" and dtype is torch.bfloat16:
+            from service.engine import prepared
+
+            prepared.try_out(dtype)
+            way = "prepared"
+    except Exception:  # no C compiler, a driver or a GPU too old, a torch without oneDNN
+        structlog.get_logger().exception("networks run plainly", device=str(device))
+    return way
 
 
 def describe(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from service.engine import article
 from service.engine.compiled import Buckets
-from service.engine.device import describe, pick_device, pick_dtype, runs_kernels
+from service.engine.device import Way, describe, pick_device, pick_dtype, pick_way
 from service.engine.graphs import Recorder
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
@@ -49,8 +49,8 @@ class Engine:
         folder: diffusers layout plus ``sdc.json``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        compiled: whether the shapes that are run inside ``warming`` are compiled, instead of running ``service.engine.fused``; None:
-            those of a large model on a GPU that cannot run that.
+        compiled: whether the shapes that are run inside ``warming`` are compiled, instead of what ``pick_way`` says; None: those of a
+            large model on a GPU that says ``plain``.
         backend: of the compiler.
         graphs: whether a GPU replays the shapes that are run inside ``warming``.
     """
@@ -68,10 +68,10 @@ class Engine:
         self.manifest: Manifest = read_manifest(folder)
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, dtype)
-        fused = compiled is not True and runs_kernels(self.device, self.dtype)
-        self._networks = Networks(folder, self.device, self.dtype, fused)
+        way: Way = "plain" if compiled else pick_way(self.device, self.dtype)
+        self._networks = Networks(folder, self.device, self.dtype, way)
         if compiled is None:
-            compiled = self.device.type == "cuda" and not fused and self._networks.parameters > LARGE
+            compiled = self.device.type == "cuda" and way == "plain" and self._networks.parameters > LARGE
         recorder = Recorder(self.device) if graphs and self.device.type == "cuda" else None
         self._buckets = Buckets(backend if compiled else None, recorder) if compiled or recorder else None
         if self._buckets is not None:

@@ -13,20 +13,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
+from service.engine.plain import is_plain_upsample
+
 PARITIES = 4
 """even or odd row, even or odd column"""
-
-
-def is_plain_upsample(module: nn.Module) -> bool:
-    """Whether it enlarges by repeating, then convolves, and nothing else."""
-    return (
-        isinstance(module, Upsample2D) and module.use_conv and module.name == "conv" and module.interpolate and module.norm is None
-        and not module.use_conv_transpose
-    )  # fmt: skip
 
 
 def install(network: nn.Module) -> None:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional as F
 
-from service.engine.enlarging import is_plain_upsample
+from service.engine.plain import is_plain_block, is_plain_convolution, is_plain_upsample
 
 ROWS, COLUMNS = 64, 64
 """positions and channels that a program holds at a time"""
@@ -175,15 +174,16 @@ def try_out(device: torch.device) -> None:
 
 def install(network: nn.Module) -> None:
     """Make a network of diffusers compute its blocks, normalisations, biases and enlargements so."""
+    module: Any
     for module in network.modules():
-        if _is_plain_block(module):
+        if is_plain_block(module) and (module.conv_shortcut is None or module.conv_shortcut.bias is not None):
             module.forward = MethodType(_block, module)
         elif is_plain_upsample(module):
             module.forward = MethodType(_upsample, module)
         elif type(module) is nn.GroupNorm and module.affine:
             module.forward = MethodType(_group_norm, module)  # type: ignore[method-assign]
-        elif type(module) is nn.Conv2d and module.bias is not None and module.padding_mode == "zeros":
-            module.forward = MethodType(_convolution, module)  # type: ignore[method-assign]
+        elif is_plain_convolution(module) and module.bias is not None:
+            module.forward = MethodType(_convolution, module)
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
@@ -201,14 +201,6 @@ def _convolution(self: nn.Conv2d, hidden: torch.Tensor) -> torch.Tensor:
 def _group_norm(self: nn.GroupNorm, hidden: torch.Tensor) -> torch.Tensor:
     """Also of (N, C, L), as attention wants it: the plain way."""
     return normalise(self, hidden) if hidden.ndim == 4 else F.group_norm(hidden, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def _is_plain_block(module: nn.Module) -> bool:
-    return (
-        isinstance(module, ResnetBlock2D) and module.upsample is None and module.downsample is None
-        and module.time_embedding_norm in ("default", "group") and module.output_scale_factor == 1
-        and isinstance(module.nonlinearity, nn.SiLU) and (module.conv_shortcut is None or module.conv_shortcut.bias is not None)
-    )  # fmt: skip
 
 
 def _block(self: Any, hidden: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:

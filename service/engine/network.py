@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from service.engine import article, enlarging
+from service.engine import article, enlarging, prepared
 from service.engine.autoencoder import ResidualAutoencoder
 from service.engine.compiled import Buckets
+from service.engine.device import Way
 from service.errors import BadModel
 
 AUTOENCODERS: dict[str, Any] = {
@@ -92,7 +93,7 @@ def check_parts(folder: Path) -> None:
 class Networks:
     """Auto-encoder, U-Net and noise schedule of one folder, on one device in one number format."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, fused: bool = False) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, way: Way = "plain") -> None:
         self.dtype = dtype
         # fp16 ends at 65,504, and activations of Stable Diffusion's auto-encoders go beyond: bf16 has the range, fp16 has not
         self.vae_dtype = torch.float32 if dtype is torch.float16 else dtype
@@ -104,14 +105,20 @@ class Networks:
         self.fast_scaling = float(getattr(self._decoder.config, "scaling_factor", None) or 1)
         """divides a normalised latent for the smaller one"""
         networks = {id(network): network for network in (self._vae, self._unet, self._decoder)}.values()
+        self.parameters = sum(p.numel() for network in networks for p in network.parameters())
+        self.unet_multiple = 2 ** (len(self._unet.config.block_out_channels) - 1)
+        """the U-Net takes latents whose sides are multiples of this"""
         for network in networks:
             network.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
-            if fused:
-                from service.engine import fused as kernels  # needs triton, which is there where they can run
+            if way == "fused":
+                from service.engine import fused  # needs triton, which is there where it can run
 
-                kernels.install(network)
-            elif device.type == "cpu" and isinstance(network, diffusers.AutoencoderKL):
+                fused.install(network)
+                continue
+            if device.type == "cpu" and isinstance(network, diffusers.AutoencoderKL):
                 enlarging.install(network.decoder)
+            if way == "prepared":
+                prepared.install(network)  # last: it takes the weights away
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
             self.article_scheduler = article.load_scheduler(folder)
@@ -124,9 +131,6 @@ class Networks:
         self._prompt: torch.Tensor | None = None
         if isinstance(self._unet, diffusers.UNet2DConditionModel):
             self._prompt = self._load_prompt(folder).to(device=device, dtype=dtype)
-        self.unet_multiple = 2 ** (len(self._unet.config.block_out_channels) - 1)
-        """the U-Net takes latents whose sides are multiples of this"""
-        self.parameters = sum(p.numel() for network in networks for p in network.parameters())
 
     def prepare(self, buckets: Buckets) -> None:
         """Make fast what takes the time, in the shapes that ``buckets`` is warmed up with."""

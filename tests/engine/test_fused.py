@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from torch import nn
 from torch.nn import functional as F
 
-from service.engine.device import runs_kernels
+from service.engine.device import pick_way
 from service.engine.network import Networks
 
 pytest.importorskip("triton", reason="triton is built for Linux")
@@ -114,7 +114,7 @@ def test_networks_compute_the_same_in_few_passes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("kind", ["residual", "kl", "tiny"])
 def test_a_model_folder_is_loaded_with_them(kind: str, model_of: Callable[[str], Path]) -> None:
-    plain, quick = (Networks(model_of(kind), DEVICE, torch.float32, fused=way) for way in (False, True))
+    plain, quick = (Networks(model_of(kind), DEVICE, torch.float32, way) for way in ("plain", "fused"))
     latent = plain.encode(picture(1, plain._vae.config.in_channels, 32, 32))
     shown = plain.decode(latent)
     assert shown.std() > 0.01
@@ -124,12 +124,12 @@ def test_a_model_folder_is_loaded_with_them(kind: str, model_of: Callable[[str],
 def test_they_are_for_gpus_and_formats_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "try_out", Mock())
     gpu, half = torch.device("cuda"), torch.bfloat16
-    assert [runs_kernels(*pair) for pair in ((gpu, half), (gpu, torch.float32), (torch.device("cpu"), half))] == [True, False, False]
+    assert [pick_way(*pair) for pair in ((gpu, half), (gpu, torch.float32), (torch.device("cpu"), half))] == ["fused", "plain", "prepared"]
 
 
 def test_where_they_cannot_be_compiled_networks_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     fused.try_out(DEVICE)
     monkeypatch.setattr(fused, "enlarge", Mock(side_effect=RuntimeError("Failed to find C compiler.")))
     with capture_logs() as logs:
-        assert not runs_kernels(torch.device("cuda"), torch.bfloat16)
-    assert [log["event"] for log in logs] == ["kernels not compiled"]
+        assert pick_way(torch.device("cuda"), torch.bfloat16) == "plain"
+    assert [log["event"] for log in logs] == ["networks run plainly"]

@@ -1,0 +1,29 @@
+"""Which modules of diffusers do just what their names say, so that whoever gives them another ``forward`` knows what it has to compute."""
+
+from __future__ import annotations
+
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+
+def is_plain_block(module: nn.Module) -> bool:
+    """Whether it is a residual block of two normalisations, SiLUs and convolutions, to whose middle a timestep may be added."""
+    return (
+        isinstance(module, ResnetBlock2D) and module.upsample is None and module.downsample is None
+        and module.time_embedding_norm in ("default", "group") and module.output_scale_factor == 1
+        and isinstance(module.nonlinearity, nn.SiLU)
+    )  # fmt: skip
+
+
+def is_plain_upsample(module: nn.Module) -> bool:
+    """Whether it enlarges by repeating, then convolves, and nothing else."""
+    return (
+        isinstance(module, Upsample2D) and module.use_conv and module.name == "conv" and module.interpolate and module.norm is None
+        and not module.use_conv_transpose
+    )  # fmt: skip
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution of pictures, with zeros around them."""
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
