@@ -36,7 +36,8 @@ def install(network: nn.Module) -> None:
 
 def try_out(dtype: torch.dtype) -> None:
     """Run a block and compare; raises whatever hinders that, AssertionError where the result is another."""
-    plain: Any = ResidualBlock(16).requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+    plain: Any = ResidualBlock(16)
+    plain.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
     prepared = copy.deepcopy(plain)
     install(prepared)
     hidden = torch.linspace(-1, 1, 16 * 64, dtype=dtype).view(1, 16, 8, 8).to(memory_format=torch.channels_last)
