@@ -185,7 +185,7 @@ def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], rep
 @contextmanager
 def apart(expression: str) -> Iterator[Callable[[], float]]:
     """Calls what an expression gives, this module being ``gpu``, in a process in which nothing is as ``service.process`` sets it."""
-    script = f"import sys; from service.bench import gpu; call = {expression}\nfor _ in sys.stdin: print(call(), flush=True)"
+    script = f"import sys; from service.bench import gpu; call = {expression}; print(flush=True)\nfor _ in sys.stdin: print(call(), flush=True)"
     untuned = os.environ | {name: default for name, (_, default) in VARIABLES.items()}
     with subprocess.Popen([sys.executable, "-c", script], env=untuned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         asked, told = process.stdin, process.stdout
@@ -196,6 +196,7 @@ def apart(expression: str) -> Iterator[Callable[[], float]]:
             return float(told.readline())
 
         try:
+            told.readline()  # it is ready, and takes no time from what is measured here
             yield call
         finally:
             asked.close()
