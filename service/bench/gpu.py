@@ -184,7 +184,10 @@ def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], rep
 
 @contextmanager
 def apart(expression: str) -> Iterator[Callable[[], float]]:
-    """Calls what an expression gives, this module being ``gpu``, in a process in which nothing is as ``service.process`` sets it."""
+    """Calls what an expression gives, this module being ``gpu``, in a process in which nothing is as ``service.process`` sets it.
+
+    Raises RuntimeError where the expression fails.
+    """
     script = f"import sys; from service.bench import gpu; call = {expression}; print(flush=True)\nfor _ in sys.stdin: print(call(), flush=True)"
     untuned = os.environ | {name: default for name, (_, default) in VARIABLES.items()}
     with subprocess.Popen([sys.executable, "-c", script], env=untuned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -196,7 +199,8 @@ def apart(expression: str) -> Iterator[Callable[[], float]]:
             return float(told.readline())
 
         try:
-            told.readline()  # it is ready, and takes no time from what is measured here
+            if not told.readline():  # else it is ready, and takes no time from what is measured here
+                raise RuntimeError("the process beside this one failed")
             yield call
         finally:
             asked.close()

@@ -50,6 +50,8 @@ def test_plain_diffusers_are_measured_in_a_process_where_nothing_is_tuned() -> N
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
     with gpu.apart("iter((gpu.os.getpid(), gpu.os.environ['THP_MEM_ALLOC_ENABLE'])).__next__") as call:
         assert call() not in (0, os.getpid()) and call() == 0
+    with pytest.raises(RuntimeError, match="beside this one failed"), gpu.apart("gpu.nothing_like_it"):
+        pass
 
 
 def test_plain_diffusers_take_time(small: None) -> None:
