@@ -188,7 +188,9 @@ def apart(expression: str) -> Iterator[Callable[[], float]]:
 
     Raises RuntimeError where the expression fails.
     """
-    script = f"import sys; from service.bench import gpu; call = {expression}; print(flush=True)\nfor _ in sys.stdin: print(call(), flush=True)"
+    script = (
+        f"import sys; from service.bench import gpu; call = {expression}\nprint(flush=True)\nfor _ in sys.stdin: print(call(), flush=True)"
+    )
     untuned = os.environ | {name: default for name, (_, default) in VARIABLES.items()}
     with subprocess.Popen([sys.executable, "-c", script], env=untuned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         asked, told = process.stdin, process.stdout
