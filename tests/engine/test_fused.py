@@ -16,7 +16,7 @@ from service.engine.network import Networks
 
 pytest.importorskip("triton", reason="triton is built for Linux")
 
-from service.engine import fused
+from service.engine import fused, prepared
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -122,7 +122,8 @@ def test_a_model_folder_is_loaded_with_them(kind: str, model_of: Callable[[str],
 
 
 def test_they_are_for_gpus_and_formats_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "try_out", Mock())
+    for way in (fused, prepared):
+        monkeypatch.setattr(way, "try_out", Mock())
     gpu, half = torch.device("cuda"), torch.bfloat16
     assert [pick_way(*pair) for pair in ((gpu, half), (gpu, torch.float32), (torch.device("cpu"), half))] == ["fused", "plain", "prepared"]
 
