@@ -213,15 +213,13 @@ def plain_render(side: int) -> Callable[[], float]:
     vae, unet = full_size.vae().eval(), full_size.unet().eval()
     latent, prompt = torch.randn(1, 4, side // 8, side // 8), torch.randn(1, full_size.TOKENS, full_size.WIDTH)
 
-    def render() -> float:
-        started = time.perf_counter()
+    def render() -> object:
         with torch.no_grad():
             noise = unet(latent, torch.tensor(22), encoder_hidden_states=prompt).sample
-            vae.decode((latent - 0.1 * noise) / vae.config.scaling_factor)
-        return time.perf_counter() - started
+            return vae.decode((latent - 0.1 * noise) / vae.config.scaling_factor).sample
 
     render()
-    return render
+    return partial(seconds, render, torch.device("cpu"), 1, warm=False)
 
 
 @dataclass(frozen=True)
@@ -444,17 +442,17 @@ def _cpu(device: torch.device, dtype: str, rate: float, report: Report, terms: T
         engine = Engine(full_size.build(Path(name)), str(device), dtype)
         for side in terms.sides or SIDES[:1]:
             table = Table("", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "pictures/s", "predicted ms", title=f"{side}x{side}")
+            calls = operations(engine, side, 1)
             for name, cost in costs(side).items():
-                taken = seconds(operations(engine, side, 1)[name], engine.device, 2)
+                taken = seconds(calls[name], engine.device, 2)
                 predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)
                 table.add_row(
                     name, f"{cost.flops / 1e12:.2f}", str(cost.launches), f"{taken * 1e3:,.1f}", f"{cost.flops / taken / rate:.2f}",
                     f"{1 / taken:,.2f}", f"{predicted * 1e3:.1f}",
                 )  # fmt: skip
             out.print(table)
-            ours = operations(engine, side, 1)[RENDER]
             with apart(f"gpu.plain_render({side})") as plain:
-                pairs = [(seconds(ours, engine.device, 1, warm=False), plain()) for _ in range(PAIRS)]
+                pairs = [(seconds(calls[RENDER], engine.device, 1, warm=False), plain()) for _ in range(PAIRS)]
             report.say(
                 f"one render of {side}x{side} (a U-Net step and a decode) and one by plain diffusers in fp32, in turn: "
                 + ", ".join(f"{mine:.2f} and {theirs:.2f} s" for mine, theirs in pairs)

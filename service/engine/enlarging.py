@@ -13,6 +13,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,8 +53,8 @@ def _upsample(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
 
     def forward(self: Any, hidden: torch.Tensor, output_size: Any = None) -> torch.Tensor:
         if output_size is not None:  # of a U-Net whose sides are no multiple of two
-            convolved: torch.Tensor = self.conv(F.interpolate(hidden, size=output_size, mode="nearest"))
-            return convolved
+            plainly: torch.Tensor = Upsample2D.forward(self, hidden, output_size)
+            return plainly
         n, _, height, width = hidden.shape
         parts = F.conv2d(hidden, weight, bias, padding=1).unflatten(1, (PARITIES, -1))
         size = n, parts.shape[2], 2 * height, 2 * width

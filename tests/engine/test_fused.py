@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from service.engine.device import pick_way
-from service.engine.network import Networks
+from tests.engine.ways import plain_and
 
 pytest.importorskip("triton", reason="triton is built for Linux")
 
@@ -114,11 +114,7 @@ def test_networks_compute_the_same_in_few_passes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("kind", ["residual", "kl", "tiny"])
 def test_a_model_folder_is_loaded_with_them(kind: str, model_of: Callable[[str], Path]) -> None:
-    plain, quick = (Networks(model_of(kind), DEVICE, torch.float32, way) for way in ("plain", "fused"))
-    latent = plain.encode(picture(1, plain._vae.config.in_channels, 32, 32))
-    shown = plain.decode(latent)
-    assert shown.std() > 0.01
-    torch.testing.assert_close(quick.decode(latent), shown, rtol=1e-4, atol=1e-4)
+    plain_and("fused", model_of(kind), DEVICE)
 
 
 def test_they_are_for_gpus_and_formats_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from service.engine import engine, prepared
 from service.engine.autoencoder import ResidualBlock
 from service.engine.device import pick_way
-from service.engine.network import Networks
 from tests.checkpoints.conftest import make_unet, make_vae
+from tests.engine.ways import plain_and
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 
@@ -84,11 +84,7 @@ def test_stable_diffusion() -> None:
 @pytest.mark.parametrize("kind", ["residual", "kl", "tiny"])
 def test_a_model_folder_is_loaded_so(kind: str, model_of: Callable[[str], Path]) -> None:
     """And no weight is held twice."""
-    plain, quick = (Networks(model_of(kind), CPU, torch.float32, way) for way in ("plain", "prepared"))
-    latent = plain.encode(picture(1, plain._vae.config.in_channels, 32, 32))
-    shown = plain.decode(latent)
-    assert shown.std() > 0.01
-    torch.testing.assert_close(quick.decode(latent), shown, rtol=1e-4, atol=1e-4)
+    plain, quick = plain_and("prepared", model_of(kind), CPU)
     assert quick.parameters == plain.parameters > sum(weight.numel() for weight in quick._vae.parameters())
 
 
