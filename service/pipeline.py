@@ -24,14 +24,14 @@ import numpy as np
 
 from service.batching.batcher import Batcher, Ticket
 from service.batching.cpu import CpuPool
-from service.batching.device import Operation
+from service.batching.device import Ending, Operation
 from service.batching.waiting import Lane
 from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.container import Blob, Tiling
 from service.codec.methods import LATENT, Method, method_number
 from service.codec.steps import Latent, step_size
-from service.engine.engine import Engine, Steps
+from service.engine.engine import Engine, Finish, Steps
 from service.engine.tiling import Mosaic, border_cells, tiles
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
@@ -464,32 +464,28 @@ def _traced(seconds: dict[str, float]) -> traces.There:
     return traces.here()
 
 
-def _encode(engine: Engine, items: Sequence[tuple[Plane, bool]]) -> Sequence[Computed]:
-    started = time.perf_counter()
-    latents = engine.encode(np.stack([pixels for pixels, _ in items]), sampled=items[0][1])
-    seconds = {"encode": time.perf_counter() - started}
-    batch = _traced(seconds)
-    return [Computed(latent, seconds, batch) for latent in latents]
+def _encode(engine: Engine, items: Sequence[tuple[Plane, bool]]) -> Ending:
+    return partial(_computed, engine.begin_encode([pixels for pixels, _ in items], sampled=items[0][1]))
 
 
-def _render(engine: Engine, items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
+def _render(engine: Engine, items: Sequence[tuple[Latent, Noise]]) -> Ending:
     _, first = items[0]
-    started = time.perf_counter()
-    latents = np.stack([latent for latent, _ in items])
-    clean = engine.restore(latents, np.array([noise.step for _, noise in items], np.float32), first.steps, first.projected)
-    restored = time.perf_counter()
-    pictures = engine.decode(clean)
-    seconds = ({"unet": restored - started} if first.steps else {}) | {"decode": time.perf_counter() - restored}
+    steps = np.array([noise.step for _, noise in items], np.float32)
+    return partial(_computed, engine.begin_render([latent for latent, _ in items], steps, first.steps, first.projected))
+
+
+def _computed(finish: Finish) -> Sequence[Computed]:
+    results, seconds = finish()
     batch = _traced(seconds)
-    return [Computed(picture, seconds, batch) for picture in pictures]
+    return [Computed(result, seconds, batch) for result in results]
 
 
-def _render_with(other: OtherModel, items: Sequence[tuple[Latent, Noise]]) -> Sequence[Computed]:
+def _render_with(other: OtherModel, items: Sequence[tuple[Latent, Noise]]) -> Ending:
     return _render(other.engine, items)
 
 
 def device_operations(engine: Engine) -> dict[str, Operation]:
-    """What the device thread runs: lists of items alike in shape and in what is to be done in, lists of results out."""
+    """What the device is given: lists of items alike in shape and in what is to be done; in the end lists of results come of them."""
     return {"encode": partial(_encode, engine), "render": partial(_render, engine)}
 
 

@@ -1,5 +1,9 @@
-"""The one thread that calls the model, with one batch in hand and one laid out for it.
+"""The one thread that calls the model, with one batch in hand and one laid out for it, and another that waits for what comes of it.
 
+    start -> row -> thread "device": begins -> row -> thread "results": ends, tells the event loop
+
+A device that works by itself, a GPU, is given the batch that is laid out while it computes the one in hand, and is never without work
+between two.  One that works in the call, a processor, begins the next when that returns.
 What can go wrong with a batch is dealt with here: too little memory (halved), an item that poisons its neighbours (each alone), a wrong
 number of results.  Knows nothing of lanes, deadlines or who asked.
 """
@@ -7,21 +11,42 @@ number of results.  Knows nothing of lanes, deadlines or who asked.
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from service.batching.waiting import Batch, Bucket, Item
 from service.errors import DeviceFailed, OutOfMemory, SdcError
 from service.telemetry import metrics, traces
 
-Operation = Callable[[Sequence[Any]], Sequence[Any]]
-"""takes payloads of one shape, returns one result for each, in order; runs on the device thread"""
+Ending = Callable[[], Sequence[Any]]
+"""waits for a batch; returns one result for each of its payloads, in order"""
+
+Operation = Callable[[Sequence[Any]], Sequence[Any] | Ending]
+"""takes payloads of one shape; returns their results, or, where the device works by itself, what waits for them"""
 
 Outcome = Any
 """a result, or the exception in its place"""
+
+
+_Attempt = Callable[[], Sequence[Any] | SdcError]
+"""waits for what the device was given"""
+
+Given = TypeVar("Given")
+
+
+class _Begun(NamedTuple):
+    """A batch that the device was given."""
+
+    batch: Batch
+    wanted: list[Item]
+    """those whose caller had not left"""
+    since: float
+    attempt: _Attempt | None
+    """None where nothing was wanted"""
 
 
 class DeviceThread:
@@ -30,7 +55,7 @@ class DeviceThread:
     Args:
         operations: by name.
         done: called on the event loop with each batch, what became of each item, and the seconds it took.
-        died: called on the event loop when the thread ends of itself, which it never should.
+        died: called on the event loop when a thread ends of itself, which it never should.
         largest: where to note buckets that ran out of memory, and the batch that fitted.
         clock: monotonic seconds.
     """
@@ -46,41 +71,70 @@ class DeviceThread:
         self._operations, self._done, self._died, self._largest, self._clock = operations, done, died, largest, clock
         self._loop = asyncio.get_running_loop()
         self._row: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._begun: queue.SimpleQueue[_Begun | BaseException | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        """held by whoever calls an operation: what failed is tried again by the thread that saw it fail"""
         self.batches: list[Batch] = []
-        """handed over and not yet done, the one in hand first; changed on the event loop only"""
+        """handed over and not yet done, the one in hand first; changed on the event loop only, as is what follows"""
         self.busy_since: float | None = None
-        """when the batch in hand was begun"""
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self._thread.start()
+        """when the batch in hand had nothing before it any more"""
+        self._threads = [
+            threading.Thread(target=self._begin_all, name="device", daemon=True),
+            threading.Thread(target=self._end_all, name="results", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def start(self, batch: Batch) -> None:
         """Hand over a batch."""
+        if not self.batches:
+            self.busy_since = self._clock()
         self.batches.append(batch)
         self._row.put(batch)
 
     async def stop(self) -> None:
-        """Finish what was handed over and end the thread."""
+        """Finish what was handed over and end the threads."""
         self._row.put(None)
-        await asyncio.to_thread(self._thread.join)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
-    def _run(self) -> None:
+    def _begin_all(self) -> None:
         try:
             while (batch := self._row.get()) is not None:
-                self.busy_since = started = self._clock()
-                outcomes = self._traced_outcomes(batch) if traces.on() else self._outcomes(batch)
-                seconds = self._clock() - started
-                self.busy_since = None
-                self._tell(self._finished, batch, outcomes, seconds)
+                self._begun.put(self._begin(batch))
         except BaseException as error:
+            self._begun.put(error)  # told after what was begun before
+            raise
+        self._begun.put(None)
+
+    def _begin(self, batch: Batch) -> _Begun:
+        """Give the device a batch; an item whose caller left meanwhile is not computed."""
+        since, wanted = self._clock(), [item for item in batch.items if not item.gone]
+        return _Begun(batch, wanted, since, self._attempt(batch, wanted, batch.size) if wanted else None)
+
+    def _end_all(self) -> None:
+        ended = -math.inf
+        try:
+            while (begun := self._begun.get()) is not None:
+                if isinstance(begun, BaseException):
+                    self._tell(self._died, begun)
+                    return
+                since = max(begun.since, ended)  # until then it waited for the one before
+                outcomes = self._traced_outcomes(begun, since) if traces.on() else self._outcomes(begun)
+                ended = self._clock()
+                self._tell(self._finished, begun.batch, outcomes, ended - since)
+        except BaseException as error:
+            self._row.put(None)
             self._tell(self._died, error)
             raise
 
     def _finished(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
         self.batches.remove(batch)
+        self.busy_since = self._clock() if self.batches else None
         self._done(batch, outcomes, seconds)
 
     def _tell(self, call: Callable[..., None], *args: Any) -> None:
@@ -90,29 +144,42 @@ class DeviceThread:
         except RuntimeError:
             pass
 
-    def _traced_outcomes(self, batch: Batch) -> list[Outcome]:
+    def _traced_outcomes(self, begun: _Begun, since: float) -> list[Outcome]:
         """``_outcomes``, in a span that is linked to those of the requests."""
-        requests, first = [item.trace for item in batch.items], batch.items[0]
-        with traces.batch(batch.bucket[0], requests, items=len(batch.items), size=batch.size, pixels=batch.size * first.pixels):
-            outcomes = self._outcomes(batch)
+        batch = begun.batch
+        requests, pixels = [item.trace for item in batch.items], batch.size * batch.items[0].pixels
+        began_s_ago = self._clock() - since
+        with traces.batch(batch.bucket[0], requests, began_s_ago, items=len(batch.items), size=batch.size, pixels=pixels):
+            outcomes = self._outcomes(begun)
             failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
             if failed:
                 traces.fail(f"{failed} of {len(outcomes)} items failed")
         return outcomes
 
-    def _outcomes(self, batch: Batch) -> list[Outcome]:
-        """What became of each item; an item whose caller left meanwhile is not computed."""
-        wanted = [item for item in batch.items if not item.gone]
-        computed = iter(self._compute(batch, wanted, batch.size) if wanted else ())
+    def _outcomes(self, begun: _Begun) -> list[Outcome]:
+        """What became of each item."""
+        batch, wanted = begun.batch, begun.wanted
+        computed = iter(() if begun.attempt is None else self._settled(batch, wanted, begun.attempt))
         return [None if item not in wanted else next(computed) for item in batch.items]
 
     def _compute(self, batch: Batch, items: list[Item], size: int) -> list[Outcome]:
-        operation = batch.bucket[0]
-        if len(items) == 1:
-            size = 1
-        outcome = self._try(operation, [item.payload for item in items], size)
-        if isinstance(outcome, list):
-            return outcome
+        return self._settled(batch, items, self._attempt(batch, items, size))
+
+    def _attempt(self, batch: Batch, items: list[Item], size: int) -> _Attempt:
+        """Give the device items of a batch, with what fills it up to ``size``, unless it is one."""
+        operation, payloads = batch.bucket[0], [item.payload for item in items]
+        padded = payloads + [payloads[-1]] * (size - len(payloads) if len(payloads) > 1 else 0)
+        with self._turn:
+            given = _or_error(lambda: self._operations[operation](padded))
+        if isinstance(given, SdcError):
+            return lambda: given
+        return lambda: _checked(operation, len(padded), given() if callable(given) else given)
+
+    def _settled(self, batch: Batch, items: list[Item], attempt: _Attempt) -> list[Outcome]:
+        """The results of items, or what became of them in smaller batches."""
+        outcome = _or_error(attempt)
+        if not isinstance(outcome, SdcError):
+            return list(outcome[: len(items)])
         # Here the exception's traceback, which keeps the failed batch's tensors alive, is gone.
         if isinstance(outcome, OutOfMemory):
             metrics.OUT_OF_MEMORY.inc()
@@ -126,17 +193,21 @@ class DeviceThread:
         # One of them may be to blame: each alone is cheaper than halving batches that are padded to one size anyway.
         return [each for item in items for each in self._compute(batch, [item], 1)]
 
-    def _try(self, operation: str, payloads: list[Any], size: int) -> list[Outcome] | SdcError:
-        """Results, or the error without its traceback."""
-        padded = payloads + [payloads[-1]] * (size - len(payloads))
-        try:
-            results = self._operations[operation](padded)
-            if len(results) != len(padded):
-                raise DeviceFailed(f"{operation} returned {len(results)} results for {len(padded)} items")
-            return list(results[: len(payloads)])
-        except SdcError as error:
-            return error.with_traceback(None)
-        except Exception as error:
-            failed = DeviceFailed(f"the device failed: {type(error).__name__}")
-            failed.__cause__ = error.with_traceback(None)
-            return failed
+
+def _or_error(call: Callable[[], Given]) -> Given | SdcError:
+    """What a call gives, or the error that it raises, without its traceback."""
+    try:
+        return call()
+    except SdcError as error:
+        return error.with_traceback(None)
+    except Exception as error:
+        failed = DeviceFailed(f"the device failed: {type(error).__name__}")
+        failed.__cause__ = error.with_traceback(None)
+        return failed
+
+
+def _checked(operation: str, size: int, results: Sequence[Any]) -> Sequence[Any]:
+    """Results, one for each item; raises DeviceFailed."""
+    if len(results) != size:
+        raise DeviceFailed(f"{operation} returned {len(results)} results for {size} items")
+    return results

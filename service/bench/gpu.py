@@ -37,7 +37,7 @@ from uvicorn.loops.auto import auto_loop_factory
 from service.bench import full_size
 from service.bench.pictures import as_png, machine
 from service.engine.device import describe, pick_device, pick_dtype
-from service.engine.engine import Engine
+from service.engine.engine import Engine, Finish
 from service.pipeline import CompressOptions, RenderOptions, open_pipeline
 from service.process import VARIABLES
 from service.settings import Settings
@@ -152,18 +152,36 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: left @ right, device, 5)
 
 
-def operations(engine: Engine, side: int, batch: int) -> dict[str, Callable[[], npt.NDArray[Any]]]:
-    """What the service's device thread calls, copies to and from the device included."""
+def operations(engine: Engine, side: int, batch: int) -> dict[str, Callable[[], Finish]]:
+    """What the service's device thread begins, copies to and from the device included."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
-    latent = rng.normal(size=(batch, full_size.CHANNELS, side // 8, side // 8)).astype(np.float32)
+    pixels = list(rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8))
+    latents = list(rng.normal(size=(batch, full_size.CHANNELS, side // 8, side // 8)).astype(np.float32))
     steps = np.ones(batch, np.float32)
     return {
-        "encode": lambda: engine.encode(pixels),
-        "U-Net step": lambda: engine.restore(latent, steps, 1),
-        "decode": lambda: engine.decode(latent),
-        RENDER: lambda: engine.decode(engine.restore(latent, steps, 1)),
+        "encode": lambda: engine.begin_encode(pixels),
+        "U-Net step": lambda: engine.begin_restore(latents, steps, 1),
+        "decode": lambda: engine.begin_render(latents, steps, 0),
+        RENDER: lambda: engine.begin_render(latents, steps, 1),
     }
+
+
+def whole(begin: Callable[[], Finish]) -> npt.NDArray[Any]:
+    """The result of what is begun and waited for at once."""
+    result, _ = begin()()
+    return result
+
+
+def in_a_row(begin: Callable[[], Finish], repeats: int) -> float:
+    """Seconds of one of many, each begun before the one ahead of it is waited for, as the service does."""
+    whole(begin)
+    started, ahead = time.perf_counter(), begin()
+    for _ in range(repeats):
+        behind = begin()
+        ahead()
+        ahead = behind
+    ahead()
+    return (time.perf_counter() - started) / (repeats + 1)
 
 
 def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], repeats: int) -> tuple[int, float]:
@@ -171,7 +189,7 @@ def best_batch(engine: Engine, side: int, name: str, batches: Sequence[int], rep
     best = (1, 0.0)
     for batch in batches:
         try:
-            rate = batch / seconds(operations(engine, side, batch)[name], engine.device, repeats)
+            rate = batch / in_a_row(operations(engine, side, batch)[name], repeats)
         except Exception as error:  # memory, in whichever words
             if "memory" not in str(error):
                 raise
@@ -327,14 +345,12 @@ class Report:
         )  # fmt: skip
 
 
-def first_and_then(engine: Engine, call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Seconds of a first run, in which the shape is made fast, and of those after it."""
+def first_run(engine: Engine, begin: Callable[[], Finish]) -> float:
+    """Seconds of a run in which the shape is made fast."""
     started = time.perf_counter()
     with engine.warming():
-        call()
-        synchronise(engine.device)
-    first = time.perf_counter() - started
-    return first, seconds(call, engine.device, repeats)
+        whole(begin)
+    return time.perf_counter() - started
 
 
 def on_gpu(engine: Engine, side: int, rate: float, report: Report) -> dict[str, tuple[int, float]]:
@@ -343,13 +359,13 @@ def on_gpu(engine: Engine, side: int, rate: float, report: Report) -> dict[str, 
     batches = [batch for batch in BATCHES if batch * side**2 <= MOST_PIXELS]
     found = costs(side)
     _reset_peak(engine.device)
-    alone = operations(engine, side, 1)
-    plain = {}
+    begun = operations(engine, side, 1)
+    alone, plain = {name: partial(whole, begin) for name, begin in begun.items()}, {}
     for name, cost in found.items():  # before anything is recorded
         report.speed(side, name, "as launched", 1, seconds(alone[name], engine.device, REPEATS), cost, rate)
         plain[name] = alone[name]()
     for name, cost in found.items():
-        first, taken = first_and_then(engine, alone[name], REPEATS)
+        first, taken = first_run(engine, begun[name]), seconds(alone[name], engine.device, REPEATS)
         apart = np.abs(np.subtract(alone[name](), plain[name], dtype=np.float32)).max()
         report.speed(side, name, f"replayed ({first:.1f} s to record, results {apart:.2g} apart)", 1, taken, cost, rate)
     for name, cost in found.items():
@@ -382,7 +398,9 @@ def compiled(
         if report.left_s < COMPILING_S[name]:
             report.say(f"{side}x{side} {name}, compiled, batch {batch}: no time left")
             continue
-        first, taken = first_and_then(engine, operations(engine, side, batch)[name], REPEATS // 2)
+        begin = operations(engine, side, batch)[name]
+        first = first_run(engine, begin)
+        taken = in_a_row(begin, REPEATS // 2) if batch > 1 else seconds(partial(whole, begin), device, REPEATS // 2)
         report.speed(side, name, f"compiled ({first:.0f} s) and replayed", batch, taken, found[name], rate)
 
 
@@ -442,7 +460,7 @@ def _cpu(device: torch.device, dtype: str, rate: float, report: Report, terms: T
         engine = Engine(full_size.build(Path(name)), str(device), dtype)
         for side in terms.sides or SIDES[:1]:
             table = Table("", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "pictures/s", "predicted ms", title=f"{side}x{side}")
-            calls = operations(engine, side, 1)
+            calls = {name: partial(whole, begin) for name, begin in operations(engine, side, 1).items()}
             for name, cost in costs(side).items():
                 taken = seconds(calls[name], engine.device, 2)
                 predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)

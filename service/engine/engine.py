@@ -3,7 +3,8 @@
     pixels uint8 (N, H, W, 3) --encode--> latent float32 (N, C, h, w), normalised
     latent on the lattice --restore--> latent with the quantisation noise cleaned --decode--> pixels
 
-Called from one thread at a time.
+Each can be begun, and waited for later: a GPU computes meanwhile, and the next batch can be begun behind it.  What begins work is called
+from one thread at a time; another may wait for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from service.engine.device import Way, describe, pick_device, pick_dtype, pick_w
 from service.engine.graphs import Recorder
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
+from service.engine.transfer import Array, Arrays, Laps, Transfer
 from service.errors import BadModel, DeviceFailed, OutOfMemory
 from service.manifest import Manifest, read_manifest
 from service.telemetry import metrics
@@ -39,7 +41,8 @@ DECODER_VERSION = 2
 LARGE = 100_000_000
 """parameters from which compiling is worth the minutes it adds to the start"""
 
-Result = TypeVar("Result")
+Finish = Callable[[], tuple[Array, dict[str, float]]]
+"""waits for a batch: its result, and the seconds that the device spent on each stage; raises DeviceFailed, OutOfMemory"""
 
 
 class Engine:
@@ -70,6 +73,7 @@ class Engine:
         self.dtype = pick_dtype(self.device, dtype)
         way: Way = "plain" if compiled else pick_way(self.device, self.dtype)
         self._networks = Networks(folder, self.device, self.dtype, way)
+        self._transfer = Transfer(self.device)
         if compiled is None:
             compiled = self.device.type == "cuda" and way == "plain" and self._networks.parameters > LARGE
         recorder = Recorder(self.device) if graphs and self.device.type == "cuda" else None
@@ -120,13 +124,18 @@ class Engine:
         An auto-encoder that gives a distribution is asked for its mode, or, ``sampled``, for the sample that the article takes: of the
         processor's generator with seed 0, for each item as if it were alone.
         """
+        latents, _ = self.begin_encode(pixels, sampled)()
+        return latents
 
-        def run(networks: Networks, items: Pixels) -> torch.Tensor:
-            patches = _patches(_onto(self.device, items), self.manifest.patch_factor).float() / 127.5 - 1
+    def begin_encode(self, pixels: Arrays, sampled: bool = False) -> Finish:
+        """Begin ``encode``; one stage, ``encode``."""
+
+        def run(networks: Networks, laps: Laps, items: Arrays) -> torch.Tensor:
+            patches = _patches(self._transfer.onto(items), self.manifest.patch_factor).float() / 127.5 - 1
             raw = networks.encode(_layout(patches, networks.vae_dtype), sampled).float()
             return (raw - self._mean) / self._std
 
-        return _to_host(self._finite(run, pixels))
+        return self._begin("encode", run, pixels)
 
     def restore(self, latents: Latents, step_sizes: npt.NDArray[np.float32], steps: Steps, projected: bool = True) -> Latents:
         """Clean the quantisation noise with the U-Net.
@@ -144,30 +153,46 @@ class Engine:
         if steps == 0:
             return latents
 
-        def run(networks: Networks, items: Latents, sizes: npt.NDArray[np.float32]) -> torch.Tensor:
-            sent = _onto(self.device, items)
-            clean = self._denoise(networks, sent, sizes, steps)
-            if not projected or steps == "article":
-                return clean
-            half = _onto(self.device, sizes).view(-1, 1, 1, 1) / 2
-            inside: torch.Tensor = torch.clamp(clean, sent - half, sent + half)
-            # clamp(NaN) is NaN: a failed item is still seen by the caller
-            return inside
+        clean, _ = self.begin_restore(latents, step_sizes, steps, projected)()
+        return clean
 
-        return _to_host(self._finite(run, latents, step_sizes))
+    def begin_restore(self, latents: Arrays, step_sizes: npt.NDArray[np.float32], steps: Steps, projected: bool = True) -> Finish:
+        """Begin ``restore``, of one step at least; one stage, ``unet``."""
+
+        def run(networks: Networks, laps: Laps, items: Arrays, sizes: npt.NDArray[np.float32]) -> torch.Tensor:
+            return self._restored(networks, items, sizes, steps, projected)
+
+        return self._begin("unet", run, latents, step_sizes)
 
     def decode(self, latents: Latents) -> Pixels:
         """Normalised latents (N, C, h, w) to pixels uint8 (N, h*f, w*f, 3)."""
+        pixels, _ = self.begin_render(latents, np.zeros(len(latents), np.float32), 0)()
+        return pixels
 
-        def run(networks: Networks, items: Latents) -> torch.Tensor:
-            normalised = _onto(self.device, items)
+    def begin_render(self, latents: Arrays, step_sizes: npt.NDArray[np.float32], steps: Steps, projected: bool = True) -> Finish:
+        """Begin ``restore`` and ``decode`` of what comes of it; two stages, ``unet``, where there are steps, and ``decode``."""
+
+        def run(networks: Networks, laps: Laps, items: Arrays, sizes: npt.NDArray[np.float32]) -> torch.Tensor:
+            if steps == 0:
+                normalised = self._transfer.onto(items)
+            else:
+                normalised = self._restored(networks, items, sizes, steps, projected)
+                laps("unet")
             raw = normalised / networks.fast_scaling if networks.fast else normalised * self._std + self._mean
             patches = networks.decode(_layout(raw, networks.vae_dtype)).float()
             return F.pixel_shuffle(patches, self.manifest.patch_factor).permute(0, 2, 3, 1)
 
-        pictures = self._finite(run, latents)
-        with torch.inference_mode():  # on the device: bytes are a quarter of the copying
-            return _to_host(((pictures + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).contiguous())
+        return self._begin("decode", run, latents, step_sizes, shown=_as_bytes)
+
+    def _restored(self, networks: Networks, latents: Arrays, sizes: npt.NDArray[np.float32], steps: Steps, projected: bool) -> torch.Tensor:
+        sent = self._transfer.onto(latents)
+        clean = self._denoise(networks, sent, sizes, steps)
+        if not projected or steps == "article":
+            return clean
+        half = self._transfer.onto(sizes).view(-1, 1, 1, 1) / 2
+        inside: torch.Tensor = torch.clamp(clean, sent - half, sent + half)
+        # clamp(NaN) is NaN: a failed item is still seen by the caller
+        return inside
 
     def _denoise(self, networks: Networks, sent: torch.Tensor, sizes: npt.NDArray[np.float32], steps: Steps) -> torch.Tensor:
         height, width = sent.shape[2:]
@@ -193,30 +218,62 @@ class Engine:
     ) -> torch.Tensor:
         """DDIM without noise (Song et al. 2021, eq. 12, sigma = 0) from each item's own timestep down to the clean latent."""
         first = [timestep_of_noise(networks.alphas, noise_of_step(float(size))) for size in sizes]
-        ladder = torch.tensor([descending(start, steps) for start in first]).T
-        alphas = networks.alphas.to(self.device)
-        current = sent * alphas[ladder[0]].sqrt().view(-1, 1, 1, 1)
-        for index, timesteps in enumerate(ladder):
-            alpha = alphas[timesteps].view(-1, 1, 1, 1)
-            clean = clean_latent(networks.prediction_type, current, predict(current, timesteps.to(self.device)), alpha)
+        ladder = torch.tensor([descending(start, steps) for start in first]).T.contiguous()
+        rungs = self._transfer.onto(ladder.numpy())
+        alphas = self._transfer.onto(networks.alphas[ladder].numpy()).view(*ladder.shape, 1, 1, 1)
+        current = sent * alphas[0].sqrt()
+        for index, (timesteps, alpha) in enumerate(zip(rungs, alphas, strict=True)):
+            clean = clean_latent(networks.prediction_type, current, predict(current, timesteps), alpha)
             if index + 1 < steps:
-                following = alphas[ladder[index + 1]].view(-1, 1, 1, 1)
+                following = alphas[index + 1]
                 noise = (current - alpha.sqrt() * clean) / (1 - alpha).sqrt()
                 current = following.sqrt() * clean + (1 - following).sqrt() * noise
         return clean
 
-    def _finite(self, run: Callable[..., torch.Tensor], *inputs: npt.NDArray[np.generic]) -> torch.Tensor:
-        """Run on a batch; items whose result is not finite are run again, alone, in fp32.  Raises DeviceFailed if that fails too."""
+    def _begin(
+        self,
+        stage: str,
+        run: Callable[..., torch.Tensor],
+        items: Arrays,
+        *others: Array,
+        shown: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous,
+    ) -> Finish:
+        """Give the device a batch.  Items whose result turns out not to be finite are run again, alone, in fp32.
+
+        Args:
+            stage: the last.
+            run: called with networks, the clock, and the items.
+            items: of the batch; so are ``others``, each (N, ...).
+            shown: what is done with the result, on the device, before it is copied.
+        """
         with _memory_told(), torch.inference_mode():
-            result = run(self._networks, *inputs)
-            for index in torch.nonzero(~result.isfinite().flatten(1).all(1)).flatten().tolist():
-                metrics.NONFINITE.inc()
-                if self._exact is None:
-                    self._exact = Networks(self.folder, self.device, torch.float32)
-                result[index] = run(self._exact, *(part[index : index + 1] for part in inputs))[0]
-                if not result[index].isfinite().all():
-                    raise DeviceFailed("the model gave no finite result for this picture")
-        return result
+            laps = self._transfer.laps()
+            result = run(self._networks, laps, items, *others)
+            sound = self._transfer.back(result.isfinite().flatten(1).all(1))
+            whole = shown(result)
+            laps(stage)
+            arrived = self._transfer.back(whole)
+
+        def finish() -> tuple[Array, dict[str, float]]:
+            with _memory_told(), torch.inference_mode():
+                array = arrived()
+                for index in np.flatnonzero(~sound()).tolist():
+                    one = slice(index, index + 1)
+                    array[one] = self._again(run, shown, items[one], *(other[one] for other in others))
+                return array, laps.seconds()
+
+        return finish
+
+    def _again(self, run: Callable[..., torch.Tensor], shown: Callable[[torch.Tensor], torch.Tensor], *item: Arrays) -> Array:
+        """One item whose result was not finite, in fp32; raises DeviceFailed if that fails too."""
+        metrics.NONFINITE.inc()
+        if self._exact is None:
+            self._exact = Networks(self.folder, self.device, torch.float32)
+        result = run(self._exact, self._transfer.laps(), *item)
+        arrived = self._transfer.back(shown(result))
+        if not result.isfinite().all():
+            raise DeviceFailed("the model gave no finite result for this picture")
+        return arrived()
 
 
 @contextmanager
@@ -245,20 +302,9 @@ def _patches(pictures: torch.Tensor, factor: int) -> torch.Tensor:
     return blocks.reshape(n, height // factor, width // factor, colours * factor**2).permute(0, 3, 1, 2)
 
 
-def _onto(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """To the device; to a GPU by way of page-locked memory."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _to_host(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """From the device; from a GPU into page-locked memory, which is several times as fast as any other."""
-    if tensor.device.type != "cuda":
-        return tensor.numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return host.numpy()
+def _as_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    """-1..1 to 0..255: a quarter of the copying."""
+    return ((pictures + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
 def _layout(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -110,15 +110,18 @@ class Spans:
             trace.get_current_span().add_link(there)
 
     @contextmanager
-    def batch(self, operation: str, requests: Iterable[SpanContext | None], attributes: Mapping[str, int]) -> Iterator[None]:
+    def batch(
+        self, operation: str, requests: Iterable[SpanContext | None], began_s_ago: float, attributes: Mapping[str, int]
+    ) -> Iterator[None]:
         traced = {each.span_id: each for each in requests if each is not None and each.trace_flags.sampled}
         if not traced:
             yield
             return
         named: dict[str, str | int] = {"sdc.operation": operation}
         named |= {f"sdc.batch.{name}": value for name, value in attributes.items()}
-        links = [Link(each) for each in traced.values()]
-        with self._batches.start_as_current_span(f"batch {operation}", Context(), attributes=named, links=links):
+        links, began = [Link(each) for each in traced.values()], time.time_ns() - int(began_s_ago * 1e9)
+        name = f"batch {operation}"
+        with self._batches.start_as_current_span(name, Context(), attributes=named, links=links, start_time=began):
             yield
 
     def fail(self, why: str) -> None:

@@ -109,15 +109,16 @@ def link(there: There) -> None:
         _spans.link(there)
 
 
-def batch(operation: str, requests: Iterable[There], **attributes: int) -> AbstractContextManager[None]:
-    """The span of a batch, from ``with`` to its end, on this thread; there is none where none of its requests is traced.
+def batch(operation: str, requests: Iterable[There], began_s_ago: float, **attributes: int) -> AbstractContextManager[None]:
+    """The span of a batch, to the end of ``with``, on this thread; there is none where none of its requests is traced.
 
     Args:
         operation: of the device.
         requests: what ``here`` gave for each item.
+        began_s_ago: seconds before ``with``.
         attributes: numbers that say what the batch was, ``items``, ``size``, ``pixels``.
     """
-    return _NOTHING if _spans is None else _spans.batch(operation, requests, attributes)
+    return _NOTHING if _spans is None else _spans.batch(operation, requests, began_s_ago, attributes)
 
 
 def fail(why: str) -> None:

@@ -2,17 +2,22 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from service.batching.batcher import Batcher
+from service.batching.device import Ending
 from service.errors import DeadlineMissed, DeviceFailed, OutOfMemory, Overloaded
 
 
 class Device:
     """Real arithmetic, scripted pauses and failures: squares numbers and remembers what it was given."""
+
+    by_itself = False
+    """whether it computes while its caller goes on, or in the call"""
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
@@ -22,13 +27,26 @@ class Device:
         self.short = False
         self.memory = 1000
         self.die_on: set[Any] = set()
+        self.die_at_once: set[Any] = set()
+        self.calling = threading.Lock()
+        self.call_s = 0.0
         self.threads: set[int] = set()
         self.now = 0.0
         """a clock for tests that want each batch to take a second"""
 
-    def square(self, items: Sequence[Any]) -> Sequence[Any]:
-        self.batches.append(list(items))
-        self.threads.add(threading.get_ident())
+    def square(self, items: Sequence[Any]) -> Sequence[Any] | Ending:
+        assert self.calling.acquire(blocking=False), "a model is called from one thread at a time"
+        try:
+            self.batches.append(list(items))
+            self.threads.add(threading.get_ident())
+            time.sleep(self.call_s)
+            if self.die_at_once & set(items):
+                raise SystemExit("the driver is gone")
+            return partial(self._squares, items) if self.by_itself else self._squares(items)
+        finally:
+            self.calling.release()
+
+    def _squares(self, items: Sequence[Any]) -> Sequence[Any]:
         self.now += 1.0
         assert self.gate.wait(20)
         if self.die_on & set(items):
@@ -38,6 +56,11 @@ class Device:
         if self.fail_on & set(items):
             raise ValueError("poison")
         return [item * item for item in items][: -1 if self.short else None]
+
+
+@pytest.fixture(params=[False, True], ids=["in the call", "by itself"], autouse=True)
+def either_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "by_itself", request.param)
 
 
 def run(scenario: Callable[[Batcher, Device], Awaitable[None]], max_batch: int = 4, limit: int = 1000, **options: Any) -> None:
@@ -257,15 +280,17 @@ def test_a_rare_shape_is_not_starved_by_a_common_one() -> None:
         first = await held(batcher, device)
         tasks = [submit(batcher, n, "common") for n in range(3)]
         await settle()
+        device.now += 0.001
         tasks.append(submit(batcher, 50, "rare"))
         await settle()
+        device.now += 0.001
         tasks += [submit(batcher, n, "common") for n in range(10, 40)]
         await settle()
         device.gate.set()
         await asyncio.gather(first, *tasks)
         assert device.batches.index([50]) <= 3
 
-    run(scenario)
+    run(scenario, a_second_each=True)
 
 
 def test_a_batch_is_laid_out_when_it_is_full_or_has_waited() -> None:
@@ -330,6 +355,88 @@ def test_a_poison_item_is_found_and_its_neighbours_succeed() -> None:
     run(scenario)
 
 
+def by_itself(scenario: Callable[[Batcher, Device], Awaitable[None]]) -> Callable[[Batcher, Device], Awaitable[None]]:
+    """The scenario, with a device that works by itself whichever it was to be."""
+
+    async def told(batcher: Batcher, device: Device) -> None:
+        device.by_itself = True
+        await scenario(batcher, device)
+
+    return told
+
+
+def test_a_device_that_works_by_itself_is_given_the_next_batch_meanwhile() -> None:
+    """One in hand, one behind it, and the rest waits: it may yet be overtaken, or left."""
+
+    @by_itself
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(8)]
+        while len(device.batches) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        assert device.batches == [[1000], [0, 1, 2, 3]]
+        device.gate.set()
+        assert await asyncio.gather(*tasks) == [n * n for n in range(8)]
+        assert device.batches[2:] == [[4, 5, 6, 7]]
+        assert await first == 1_000_000
+
+    run(scenario, max_delay_s=0)
+
+
+def test_a_batch_that_was_begun_early_is_timed_from_the_end_of_the_one_before() -> None:
+    """Each takes a second, whenever it was begun: what the second waited for the first is not its own."""
+
+    @by_itself
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        second = submit(batcher, 1)
+        while len(device.batches) < 2:
+            await asyncio.sleep(0.001)
+        device.now += 5
+        device.gate.set()
+        await asyncio.gather(first, second)
+        assert batcher.durations.predict("square", "held", 1, 1) == 6
+        assert batcher.durations.predict("square", "s", 1, 1) == 1
+
+    run(scenario, max_delay_s=0, a_second_each=True)
+
+
+def test_what_failed_is_tried_again_in_turn_with_what_is_begun() -> None:
+    """By the thread that saw it fail; a model is called from one at a time, and so it says here."""
+
+    @by_itself
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        device.fail_on, device.call_s = {4 * n for n in range(30)}, 0.0005
+        tasks = [submit(batcher, n) for n in range(120)]
+        device.gate.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [n for n, found in enumerate(done) if isinstance(found, DeviceFailed)] == sorted(device.fail_on)
+        assert all("ValueError" in str(done[n]) for n in device.fail_on)
+        assert [found for n, found in enumerate(done) if n not in device.fail_on] == [n * n for n in range(120) if n % 4]
+        await first
+
+    run(scenario)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_was_begun_before_the_device_died_is_still_finished() -> None:
+    @by_itself
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        device.die_at_once = {1}
+        second = submit(batcher, 1)
+        await asyncio.sleep(0.05)
+        device.gate.set()
+        assert await first == 1_000_000
+        with pytest.raises(DeviceFailed, match="restarted"):
+            await second
+        assert not batcher.alive
+
+    run(scenario, max_delay_s=0)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_the_device_thread_dies_everyone_is_told_at_once() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
@@ -342,7 +449,8 @@ def test_when_the_device_thread_dies_everyone_is_told_at_once() -> None:
             await first
         done = await asyncio.gather(*queued, return_exceptions=True)
         assert all(isinstance(error, (Overloaded, DeviceFailed)) for error in done)
-        await asyncio.to_thread(batcher._device._thread.join)
+        for thread in batcher._device._threads:
+            await asyncio.to_thread(thread.join)
         assert not batcher.alive
         assert isinstance(batcher.death, SystemExit)
         with pytest.raises(Overloaded):

@@ -107,13 +107,13 @@ def test_larger_batches_are_tried_while_they_pay(small: None, tmp_path: Path, mo
     engine = Engine(full_size.build(tmp_path / "model"), dtype="float32")
     taken = {1: 1.0, 2: 1.2, 4: 2.0, 8: 4.1, 16: 1.0}
     batches = iter(taken)
-    monkeypatch.setattr(gpu, "seconds", lambda call, device, repeats: taken[next(batches)])
+    monkeypatch.setattr(gpu, "in_a_row", lambda begin, repeats: taken[next(batches)])
     assert gpu.best_batch(engine, 64, "decode", list(taken), 1) == (4, 2.0)
 
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(gpu, "seconds", full)
+    monkeypatch.setattr(gpu, "in_a_row", full)
     assert gpu.best_batch(engine, 64, "decode", [1, 2], 1) == (1, 0.0)
 
 

@@ -70,6 +70,25 @@ def test_company_does_not_change_pixels(dtype: str, least: float) -> None:
         assert psnr(alone, together[index]) >= least
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_what_is_begun_may_be_waited_for_later(model_of: Callable[[str], Path], device: str) -> None:
+    """Batches begun one behind the other, and waited for in any order, give what each gives by itself."""
+    engine = Engine(model_of("kl"), device=device, dtype="float32")
+    batches = [[make_picture(64, 48, 10 * batch + item) for item in range(2)] for batch in range(6)]
+    sizes = np.array([0.3, 1.7], np.float32)
+    with engine.warming():
+        latents = [engine.encode(np.stack(batch)) for batch in batches]
+        shown = [engine.decode(engine.restore(each, sizes, 2)) for each in latents]
+    begun = [(engine.begin_encode(batch), engine.begin_render(list(each), sizes, 2)) for batch, each in zip(batches, latents, strict=True)]
+    for (encode, render), expected, picture in reversed(list(zip(begun, latents, shown, strict=True))):
+        found, seconds = render()
+        assert np.abs(found.astype(int) - picture).max() <= 1
+        assert list(seconds) == ["unet", "decode"] and all(taken > 0 for taken in seconds.values())
+        found, seconds = encode()
+        assert np.abs(found - expected).max() < 1e-4
+        assert list(seconds) == ["encode"]
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 272), (48, 112)])
 def test_the_bundled_model_takes_any_multiple_of_its_downscale(bundled: Engine, height: int, width: int) -> None:
     pixels = make_picture(height, width)[None]
@@ -95,6 +114,27 @@ def test_not_a_number_is_computed_again(small_model: Path, monkeypatch: pytest.M
     before = REGISTRY.get_sample_value("sdc_nonfinite_total") or 0
     assert psnr(engine.decode(latents), expected) > 60
     assert calls == [3]
+    assert REGISTRY.get_sample_value("sdc_nonfinite_total") == before + 1
+
+
+def test_not_a_number_of_the_unet_is_computed_again(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restored and decoded anew, with its own step, and its neighbours as they were."""
+    engine = Engine(small_model, dtype="float32")
+    latents = engine.encode(np.stack([make_picture(32, 32, seed) for seed in range(3)]))
+    sizes = np.array([0.1, 1.0, 3.0], np.float32)
+    expected = engine.decode(engine.restore(latents, sizes, 2))
+    real = engine._networks.predict
+
+    def poisoned(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        result = real(noisy, timesteps)
+        result[2] = float("nan")
+        return result
+
+    monkeypatch.setattr(engine._networks, "predict", poisoned)
+    finish = engine.begin_render(latents, sizes, 2)
+    before = REGISTRY.get_sample_value("sdc_nonfinite_total") or 0
+    found, _ = finish()
+    assert psnr(found, expected) > 60
     assert REGISTRY.get_sample_value("sdc_nonfinite_total") == before + 1
 
 

@@ -274,7 +274,7 @@ def test_nothing_is_made_where_traces_are_off(client: TestClient, monkeypatch: p
     monkeypatch.setattr("service.batching.device.DeviceThread._traced_outcomes", None)
     assert client.post("/compress?quality=44", content=png(make_picture(40, 56, 4))).status_code == 201
     assert traces.here() is None
-    with traces.batch("encode", [None], items=1):
+    with traces.batch("encode", [None], 0, items=1):
         pass
     asyncio.run(traces.stop())
 

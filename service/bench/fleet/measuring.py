@@ -16,6 +16,7 @@ import httpx
 from service.batching.admission import Claim
 from service.batching.batcher import Batcher
 from service.batching.cpu import CpuPool
+from service.batching.device import Ending
 from service.batching.device import Operation as DeviceOperation
 from service.bench.fleet.events import Events
 from service.bench.fleet.measured import Measured, Operation, Picture
@@ -49,11 +50,15 @@ class _Watched(Batcher):
         )
 
     def _timed(self, call: DeviceOperation) -> DeviceOperation:
-        def timed(items: Sequence[Any]) -> Sequence[Any]:
-            started = time.perf_counter()
-            results = call(items)
-            self.took.setdefault(len(items), []).append(time.perf_counter() - started)
-            return results
+        def timed(items: Sequence[Any]) -> Ending:
+            started, given = time.perf_counter(), call(items)
+
+            def end() -> Sequence[Any]:
+                results = given() if callable(given) else given
+                self.took.setdefault(len(items), []).append(time.perf_counter() - started)
+                return results
+
+            return end
 
         return timed
 
