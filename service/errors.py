@@ -6,6 +6,8 @@ Raised where it is understood, turned into replies in one place (``service.api.p
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SdcError(Exception):
     """Something a caller should be told, in words that say what to do."""
@@ -15,6 +17,10 @@ class SdcError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, whatever their constructors take."""
+        return _as_it_was, (type(self), self.args, vars(self))
 
 
 class BadParameter(SdcError):
@@ -197,3 +203,9 @@ class BadModel(SdcError):
     """A model folder that cannot be loaded."""
 
     kind = "bad-model"
+
+
+def _as_it_was(kind: type[SdcError], args: tuple[Any, ...], state: dict[str, Any]) -> SdcError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error

@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -26,8 +26,9 @@ from service.batching.batcher import Batcher, Ticket
 from service.batching.cpu import CpuPool
 from service.batching.device import Ending, Operation
 from service.batching.waiting import Lane
-from service.codec import container
+from service.codec import coders, container
 from service.codec.codec import Codec, Frame
+from service.codec.coders import Coders, Coding
 from service.codec.container import Blob, Tiling
 from service.codec.methods import LATENT, Method, method_number
 from service.codec.steps import Latent, step_size
@@ -201,9 +202,16 @@ class Pipeline:
     """Engine, codec and queue of one model, put together; and the other models whose files are rendered, by their identity."""
 
     def __init__(
-        self, engine: Engine, codec: Codec, batcher: Batcher, settings: Settings, others: Mapping[bytes, OtherModel] = MappingProxyType({})
+        self,
+        engine: Engine,
+        codec: Codec,
+        batcher: Batcher,
+        settings: Settings,
+        others: Mapping[bytes, OtherModel] = MappingProxyType({}),
+        coding: Coding = coders.here,
     ) -> None:
         self.engine, self.codec, self.batcher, self.settings, self.others = engine, codec, batcher, settings, others
+        self._coding = coding
         self._codecs = dict.fromkeys(codec.reads, codec) | {identity: other.codec for identity, other in others.items()}
 
     # -- names
@@ -280,11 +288,13 @@ class Pipeline:
 
     def _code(self, latent: Latent, frame: Frame, options: CompressOptions) -> Blob:
         if options.method == "palette":
-            return self.codec.encode_palette(latent, frame, options.max_bytes)
-        if options.max_bytes is not None:
-            return self.codec.encode_within(latent, frame, options.max_bytes)
-        quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
-        return self.codec.encode(latent, frame, self.engine.manifest.rate_points.step_index(quality))
+            blob: Blob = self._coding(self.codec, "encode_palette", latent, frame, options.max_bytes)
+        elif options.max_bytes is not None:
+            blob = self._coding(self.codec, "encode_within", latent, frame, options.max_bytes)
+        else:
+            quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
+            blob = self._coding(self.codec, "encode", latent, frame, self.engine.manifest.rate_points.step_index(quality))
+        return blob
 
     async def _encode(
         self, padded: Plane, picture: Picture, tiling: Tiling | None, sampled: bool, stages: Stages, ticket: Ticket
@@ -332,7 +342,7 @@ class Pipeline:
     async def verify(self, blob: Blob) -> None:
         """Decode everything but the pixels; raises CorruptBlob."""
         codec = self.codec_of(blob)
-        await self._off_loop(lambda: codec.decode(blob))
+        await self._off_loop(lambda: self._coding(codec, "decode", blob))
         if container.ALPHA in blob.sections:
             await self._off_loop(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
 
@@ -370,7 +380,7 @@ class Pipeline:
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha, codec = None, self.codec_of(blob)
         with stages.timed("read"):
-            latent = await ticket.aside(lambda: codec.decode(blob))
+            latent = await ticket.aside(lambda: self._coding(codec, "decode", blob))
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         return Picture(await self._decode(latent, blob, steps, stages, ticket), alpha)
@@ -493,19 +503,24 @@ def device_operations(engine: Engine) -> dict[str, Operation]:
 async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterator[Pipeline]:
     """A pipeline with its own model loaded, closed in order at the end.
 
-    ``warm``: whether full batches are run first.  That takes as long as some tens of pictures, and spares the first requests of a
-    service the making of kernels and guesses about durations; for a picture or two it is the longest part of the work.
+    ``warm``: whether full batches are run first, and processes started for coding.  That takes as long as some tens of pictures, and spares
+    the first requests of a service the making of kernels and guesses about durations; for a picture or two it is the longest part of the
+    work.
     """
     tune()
     others = other_models(settings)
     engine, codec = await loaded(settings)
     operations = device_operations(engine) | {other.operation: partial(_render_with, other) for other in others.values()}
-    processor = CpuPool(settings.cpu_workers)
-    batcher = Batcher(operations, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
-    pipeline = Pipeline(engine, codec, batcher, settings, others)
-    try:
+    async with AsyncExitStack() as stack:
+        coding: Coding = coders.here
+        count = settings.cpu_workers if settings.coders is None else settings.coders
+        if warm and count:
+            coding = Coders(count)
+            stack.push_async_callback(asyncio.to_thread, coding.close)
+        processor = CpuPool(settings.cpu_workers)
+        batcher = Batcher(operations, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
+        pipeline = Pipeline(engine, codec, batcher, settings, others, coding)
+        stack.push_async_callback(pipeline.close)
         if warm:
             await pipeline.warm_up()
         yield pipeline
-    finally:
-        await pipeline.close()

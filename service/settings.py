@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     max_bodies_bytes: int = Field(256 << 20, ge=1024, description="Bytes of bodies that may be held at once.")
     deadline_s: float = Field(120.0, gt=0, description="A request that cannot be answered within this time is refused.")
     cpu_workers: int = Field(2, ge=1, le=256, description="Threads for opening, coding and writing pictures.")
+    coders: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that do the coding, 65 MB each; none given: one for each of those threads; 0: the threads do it.",
+    )
     page: bool = Field(True, description="The page at / and POST /compare, which it needs.")
     compare_max_pixels: int = Field(1 << 20, ge=1, description="Largest picture that is compared: AVIF takes seconds for each megapixel.")
     compare_at_once: int = Field(2, ge=1, le=64, description="Comparisons at work at once; the next is refused.")

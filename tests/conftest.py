@@ -139,12 +139,13 @@ def small_model(model_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def settings(small_model: Path, tmp_path: Path) -> Settings:
-    return Settings(model=small_model, store_url=f"file://{tmp_path}/store", dtype="float32")
+    """Without processes for coding: a second of both cores at every start, and what they do is tested by itself."""
+    return Settings(model=small_model, store_url=f"file://{tmp_path}/store", dtype="float32", coders=0)
 
 
 @pytest.fixture
 def bundled_settings(tmp_path: Path) -> Settings:
-    return Settings(model=BUNDLED_MODEL, store_url=f"file://{tmp_path}/store")
+    return Settings(model=BUNDLED_MODEL, store_url=f"file://{tmp_path}/store", coders=0)
 
 
 def until(condition: Callable[[], bool]) -> None:

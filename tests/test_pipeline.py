@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.codec import container
+from service.codec.coders import Coders
 from service.codec.container import ALPHA, Tiling
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import Picture
@@ -25,6 +26,26 @@ def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[Result]]) -
             return await scenario(pipeline)
 
     return asyncio.run(main())
+
+
+def test_processes_for_coding_give_the_same_bytes(settings: Settings) -> None:
+    """A service that is warmed up has them; a command for a picture or two has not."""
+    source = png(make_picture(63, 124))
+    options = (CompressOptions(max_bytes=400), CompressOptions(quality=30, dither=True))
+
+    async def scenario(pipeline: Pipeline) -> list[object]:
+        found: list[object] = []
+        for each in options:
+            blob = (await pipeline.compress(source, each)).blob
+            found += [blob, (await pipeline.restore(blob, 1)).rgb.tobytes()]
+        return found
+
+    async def served() -> list[object]:
+        async with open_pipeline(settings.model_copy(update={"coders": None, "cpu_workers": 1})) as pipeline:
+            assert isinstance(pipeline._coding, Coders)
+            return await scenario(pipeline)
+
+    assert asyncio.run(served()) == run(settings, scenario)
 
 
 SIZES = [(1, 1), (1, 300), (300, 1), (15, 17), (16, 16), (63, 124), (65, 257), (3, 5)]

@@ -1,7 +1,7 @@
 """Threads for the work on both sides of the device: opening, coding, writing.  Knows nothing of what is computed.
 
-Threads and not processes: Pillow, numpy and constriction let go of the interpreter for nearly all of their time (docs/OPERATIONS.md has
-the figures).
+Threads, because Pillow lets go of the interpreter for most of its time; what does not, coding, is done in processes for which they wait
+(``service.codec.coders``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -128,15 +128,19 @@ def test_nothing_of_a_request_is_told_of_the_next(client: TestClient) -> None:
     assert "trace_id" not in second
 
 
-def test_the_device_thread_knows_of_no_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_devices_threads_know_of_no_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     engine = app_of(client).state.services.pipeline.engine
-    real = engine.encode
-    monkeypatch.setattr(
-        engine, "encode", lambda *given, **named: (seen.append(structlog.contextvars.get_contextvars()), real(*given, **named))[1]
-    )
+    real = engine.begin_encode
+
+    def begin(*given: Any, **named: Any) -> Callable[[], Any]:
+        seen.append(structlog.contextvars.get_contextvars())
+        finish = real(*given, **named)
+        return lambda: (seen.append(structlog.contextvars.get_contextvars()), finish())[1]
+
+    monkeypatch.setattr(engine, "begin_encode", begin)
     assert client.post("/compress?quality=44", content=png(make_picture(40, 40)), headers={"x-request-id": "mine"}).status_code == 201
-    assert seen == [{}]
+    assert seen == [{}, {}]
 
 
 def test_a_body_that_drips_in_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,172 @@
+"""Codecs in processes of their own: coding keeps the interpreter, so that two threads that code do no more than one.
+
+    caller's thread --codec, method, arguments--> socket --> process --result or error--> socket --> caller's thread
+
+Whoever calls waits without the interpreter.  A process that ends, whatever ended it, is replaced, and what it was at is tried once more.
+Knows nothing of queues: as many calls run at once as threads make them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import structlog
+
+from service.codec.codec import Codec
+from service.process import tune
+from service.telemetry import metrics
+
+CLOSED_S = 5.0
+"""a process that has nothing to wait for any more has so long to end"""
+
+Coding = Callable[..., Any]
+"""calls a method of a codec: ``coding(codec, method, *arguments)``"""
+
+
+def here(codec: Codec, method: str, *arguments: Any) -> Any:
+    """In the caller's own thread."""
+    return getattr(codec, method)(*arguments)
+
+
+class Coders:
+    """Calls methods of codecs in processes, one for each call that is under way.
+
+    Args:
+        count: processes that are started at once; each is ready half a second later.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._idle = [_Coder() for _ in range(count)]
+
+    def __call__(self, codec: Codec, method: str, *arguments: Any) -> Any:
+        """What the method returns; raises what it raises, and RuntimeError where two processes ended over it."""
+        with self._lock:
+            coder = self._idle.pop() if self._idle else _Coder()
+        try:
+            answer = coder.ask(codec, method, arguments)
+        except (EOFError, OSError):
+            self._ended(coder)
+            coder = _Coder()  # none of the others: what ended one may have ended all
+            try:
+                answer = coder.ask(codec, method, arguments)
+            except (EOFError, OSError) as error:
+                raise RuntimeError(f"two coders ended over one {method}, the last with status {self._ended(coder)}") from error
+        with self._lock:
+            kept = not self._closed
+            if kept:
+                self._idle.append(coder)
+        if not kept:
+            coder.end()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ended(self, coder: _Coder) -> int:
+        status = coder.end()
+        metrics.CODERS_ENDED.inc()
+        structlog.get_logger().warning("a coder ended", pid=coder.pid, status=status)
+        return status
+
+    def close(self) -> None:
+        """End the processes; one that is at work ends when that is done."""
+        with self._lock:
+            self._closed, idle, self._idle = True, self._idle, []
+        for coder in idle:
+            coder.hang_up()
+        for coder in idle:
+            coder.end()
+
+
+class _Coder:
+    """One process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # what is imported here is found there, and -P: nothing else
+            command = [sys.executable, "-P", "-m", "service.codec.coders", str(theirs.fileno())]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._connection = Connection(ours.detach())
+        self._sent: list[Codec] = []
+        """what the process has, by the number under which it is asked for"""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, codec: Codec, method: str, arguments: tuple[Any, ...]) -> Any:
+        """The answer, which may be an exception; raises EOFError or OSError where the process is gone."""
+        number = next((number for number, sent in enumerate(self._sent) if sent is codec), len(self._sent))
+        new = codec if number == len(self._sent) else None
+        _send(self._connection, (new, number, method, arguments))
+        if new is not None:
+            self._sent.append(new)
+        return _receive(self._connection)
+
+    def hang_up(self) -> None:
+        """Let the process end when it has done what it was asked."""
+        self._connection.close()
+
+    def end(self) -> int:
+        """Have the process end; returns its exit status."""
+        self.hang_up()
+        try:
+            return self._process.wait(CLOSED_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _send(connection: Connection, thing: object) -> None:
+    """Arrays as they lie in memory, after all else."""
+    buffers: list[pickle.PickleBuffer] = []
+    rest = pickle.dumps(thing, 5, buffer_callback=buffers.append)
+    connection.send((rest, len(buffers)))
+    for buffer in buffers:
+        connection.send_bytes(buffer.raw())
+
+
+def _receive(connection: Connection) -> Any:
+    rest, count = connection.recv()
+    buffers = [bytearray(connection.recv_bytes()) for _ in range(count)]
+    return pickle.loads(rest, buffers=buffers)  # noqa: S301 - both ends are ours
+
+
+def _serve(connection: Connection) -> None:
+    """Answer until the other side is gone."""
+    codecs: dict[int, Codec] = {}
+    while True:
+        try:
+            new, number, method, arguments = _receive(connection)
+        except (EOFError, OSError):
+            return
+        codecs[number] = new or codecs[number]
+        try:
+            answer = getattr(codecs[number], method)(*arguments)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # a traceback does not travel
+            answer = error
+        try:
+            _send(connection, answer)
+        except OSError:
+            return
+
+
+if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group: it is for whoever asks to decide
+        signal.signal(each, signal.SIG_IGN)
+    tune()
+    _serve(Connection(int(sys.argv[1])))
