@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=256,
-        description="Processes that do the coding, 65 MB each; none given: one for each of those threads; 0: the threads do it.",
+        description="Processes that do the coding, 60 to 90 MB each; none given: one for each of those threads; 0: the threads do it.",
     )
     page: bool = Field(True, description="The page at / and POST /compare, which it needs.")
     compare_max_pixels: int = Field(1 << 20, ge=1, description="Largest picture that is compared: AVIF takes seconds for each megapixel.")

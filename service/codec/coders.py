@@ -97,7 +97,7 @@ class _Coder:
         with theirs:
             # what is imported here is found there, and -P: nothing else
             command = [sys.executable, "-P", "-m", "service.codec.coders", str(theirs.fileno())]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
             self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._connection = Connection(ours.detach())
         self._sent: list[Codec] = []
