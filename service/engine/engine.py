@@ -270,10 +270,9 @@ class Engine:
         if self._exact is None:
             self._exact = Networks(self.folder, self.device, torch.float32)
         result = run(self._exact, self._transfer.laps(), *item)
-        arrived = self._transfer.back(shown(result))
         if not result.isfinite().all():
             raise DeviceFailed("the model gave no finite result for this picture")
-        return arrived()
+        return self._transfer.back(shown(result))()
 
 
 @contextmanager

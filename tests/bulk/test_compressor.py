@@ -226,7 +226,7 @@ def test_a_dead_device_ends_the_run(job: JobMaker, monkeypatch: pytest.MonkeyPat
         raise SystemExit
 
     with Compressor(job()) as compressor:
-        monkeypatch.setattr(Engine, "encode", dies)
+        monkeypatch.setattr(Engine, "begin_encode", dies)
         with pytest.raises(DeviceFailed, match="died"):
             rows(compressor, "p0.png")
 
