@@ -31,7 +31,6 @@ Operation = Callable[[Sequence[Any]], Sequence[Any] | Ending]
 Outcome = Any
 """a result, or the exception in its place"""
 
-
 _Attempt = Callable[[], Sequence[Any] | SdcError]
 """waits for what the device was given"""
 
@@ -173,7 +172,7 @@ class DeviceThread:
             given = _or_error(lambda: self._operations[operation](padded))
         if isinstance(given, SdcError):
             return lambda: given
-        return lambda: _checked(operation, len(padded), given() if callable(given) else given)
+        return lambda: _checked(operation, len(padded), results_of(given))
 
     def _settled(self, batch: Batch, items: list[Item], attempt: _Attempt) -> list[Outcome]:
         """The results of items, or what became of them in smaller batches."""
@@ -192,6 +191,11 @@ class DeviceThread:
             return [outcome]
         # One of them may be to blame: each alone is cheaper than halving batches that are padded to one size anyway.
         return [each for item in items for each in self._compute(batch, [item], 1)]
+
+
+def results_of(given: Sequence[Any] | Ending) -> Sequence[Any]:
+    """What an operation came to, waited for where that is needed."""
+    return given() if callable(given) else given
 
 
 def _or_error(call: Callable[[], Given]) -> Given | SdcError:

@@ -172,6 +172,11 @@ def whole(begin: Callable[[], Finish]) -> npt.NDArray[Any]:
     return result
 
 
+def one_by_one(engine: Engine, side: int) -> dict[str, Callable[[], npt.NDArray[Any]]]:
+    """``operations`` on single pictures, each waited for."""
+    return {name: partial(whole, begin) for name, begin in operations(engine, side, 1).items()}
+
+
 def in_a_row(begin: Callable[[], Finish], repeats: int) -> float:
     """Seconds of one of many, each begun before the one ahead of it is waited for, as the service does."""
     whole(begin)
@@ -345,11 +350,11 @@ class Report:
         )  # fmt: skip
 
 
-def first_run(engine: Engine, begin: Callable[[], Finish]) -> float:
+def first_run(engine: Engine, call: Callable[[], object]) -> float:
     """Seconds of a run in which the shape is made fast."""
     started = time.perf_counter()
     with engine.warming():
-        whole(begin)
+        call()
     return time.perf_counter() - started
 
 
@@ -359,13 +364,12 @@ def on_gpu(engine: Engine, side: int, rate: float, report: Report) -> dict[str, 
     batches = [batch for batch in BATCHES if batch * side**2 <= MOST_PIXELS]
     found = costs(side)
     _reset_peak(engine.device)
-    begun = operations(engine, side, 1)
-    alone, plain = {name: partial(whole, begin) for name, begin in begun.items()}, {}
+    alone, plain = one_by_one(engine, side), {}
     for name, cost in found.items():  # before anything is recorded
         report.speed(side, name, "as launched", 1, seconds(alone[name], engine.device, REPEATS), cost, rate)
         plain[name] = alone[name]()
     for name, cost in found.items():
-        first, taken = first_run(engine, begun[name]), seconds(alone[name], engine.device, REPEATS)
+        first, taken = first_run(engine, alone[name]), seconds(alone[name], engine.device, REPEATS)
         apart = np.abs(np.subtract(alone[name](), plain[name], dtype=np.float32)).max()
         report.speed(side, name, f"replayed ({first:.1f} s to record, results {apart:.2g} apart)", 1, taken, cost, rate)
     for name, cost in found.items():
@@ -399,7 +403,7 @@ def compiled(
             report.say(f"{side}x{side} {name}, compiled, batch {batch}: no time left")
             continue
         begin = operations(engine, side, batch)[name]
-        first = first_run(engine, begin)
+        first = first_run(engine, partial(whole, begin))
         taken = in_a_row(begin, REPEATS // 2) if batch > 1 else seconds(partial(whole, begin), device, REPEATS // 2)
         report.speed(side, name, f"compiled ({first:.0f} s) and replayed", batch, taken, found[name], rate)
 
@@ -460,7 +464,7 @@ def _cpu(device: torch.device, dtype: str, rate: float, report: Report, terms: T
         engine = Engine(full_size.build(Path(name)), str(device), dtype)
         for side in terms.sides or SIDES[:1]:
             table = Table("", "TFLOP", "launches", "batch 1, ms", "of the ceiling", "pictures/s", "predicted ms", title=f"{side}x{side}")
-            calls = {name: partial(whole, begin) for name, begin in operations(engine, side, 1).items()}
+            calls = one_by_one(engine, side)
             for name, cost in costs(side).items():
                 taken = seconds(calls[name], engine.device, 2)
                 predicted = max(cost.flops / (GPU_TFLOPS * 1e12 * GPU_SHARE), cost.launches * LAUNCH_S)

@@ -53,7 +53,8 @@ class Coders:
     def __call__(self, codec: Codec, method: str, *arguments: Any) -> Any:
         """What the method returns; raises what it raises, and RuntimeError where two processes ended over it."""
         with self._lock:
-            coder = self._idle.pop() if self._idle else _Coder()
+            idle = self._idle.pop() if self._idle else None
+        coder = idle or _Coder()
         try:
             answer = coder.ask(codec, method, arguments)
         except (EOFError, OSError):
@@ -100,8 +101,8 @@ class _Coder:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
             self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._connection = Connection(ours.detach())
-        self._sent: list[Codec] = []
-        """what the process has, by the number under which it is asked for"""
+        self._sent: dict[int, Codec] = {}
+        """what the process has, by its ``id`` here, under which it is asked for"""
 
     @property
     def pid(self) -> int:
@@ -109,11 +110,9 @@ class _Coder:
 
     def ask(self, codec: Codec, method: str, arguments: tuple[Any, ...]) -> Any:
         """The answer, which may be an exception; raises EOFError or OSError where the process is gone."""
-        number = next((number for number, sent in enumerate(self._sent) if sent is codec), len(self._sent))
-        new = codec if number == len(self._sent) else None
-        _send(self._connection, (new, number, method, arguments))
-        if new is not None:
-            self._sent.append(new)
+        number = id(codec)
+        _send(self._connection, (None if number in self._sent else codec, number, method, arguments))
+        self._sent[number] = codec
         return _receive(self._connection)
 
     def hang_up(self) -> None:

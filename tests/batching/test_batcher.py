@@ -63,6 +63,9 @@ def either_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Device, "by_itself", request.param)
 
 
+by_itself = pytest.mark.parametrize("either_device", [True], ids=["by itself"], indirect=True)
+
+
 def run(scenario: Callable[[Batcher, Device], Awaitable[None]], max_batch: int = 4, limit: int = 1000, **options: Any) -> None:
     async def main() -> None:
         device = Device()
@@ -355,20 +358,10 @@ def test_a_poison_item_is_found_and_its_neighbours_succeed() -> None:
     run(scenario)
 
 
-def by_itself(scenario: Callable[[Batcher, Device], Awaitable[None]]) -> Callable[[Batcher, Device], Awaitable[None]]:
-    """The scenario, with a device that works by itself whichever it was to be."""
-
-    async def told(batcher: Batcher, device: Device) -> None:
-        device.by_itself = True
-        await scenario(batcher, device)
-
-    return told
-
-
+@by_itself
 def test_a_device_that_works_by_itself_is_given_the_next_batch_meanwhile() -> None:
     """One in hand, one behind it, and the rest waits: it may yet be overtaken, or left."""
 
-    @by_itself
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
         tasks = [submit(batcher, n) for n in range(8)]
@@ -384,10 +377,10 @@ def test_a_device_that_works_by_itself_is_given_the_next_batch_meanwhile() -> No
     run(scenario, max_delay_s=0)
 
 
+@by_itself
 def test_a_batch_that_was_begun_early_is_timed_from_the_end_of_the_one_before() -> None:
     """Each takes a second, whenever it was begun: what the second waited for the first is not its own."""
 
-    @by_itself
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
         second = submit(batcher, 1)
@@ -402,10 +395,10 @@ def test_a_batch_that_was_begun_early_is_timed_from_the_end_of_the_one_before() 
     run(scenario, max_delay_s=0, a_second_each=True)
 
 
+@by_itself
 def test_what_failed_is_tried_again_in_turn_with_what_is_begun() -> None:
     """By the thread that saw it fail; a model is called from one at a time, and so it says here."""
 
-    @by_itself
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
         device.fail_on, device.call_s = {4 * n for n in range(30)}, 0.0005
@@ -421,8 +414,8 @@ def test_what_failed_is_tried_again_in_turn_with_what_is_begun() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@by_itself
 def test_what_was_begun_before_the_device_died_is_still_finished() -> None:
-    @by_itself
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
         device.die_at_once = {1}

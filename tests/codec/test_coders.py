@@ -41,12 +41,12 @@ def ended() -> float:
     return REGISTRY.get_sample_value("sdc_coders_ended_total") or 0
 
 
-def alive(pid: int) -> bool:
+def running(pid: int) -> bool:
+    """Whether there is such a process, and it is not one that nobody has waited for."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
 
 
 def test_a_process_codes_as_its_caller_would(two: Coders, codec: Codec, latent: np.ndarray) -> None:
@@ -138,7 +138,7 @@ def test_closing_ends_them(codec: Codec) -> None:
     made = Coders(3)
     pids = [coder.pid for coder in made._idle]
     made.close()
-    assert not any(alive(pid) for pid in pids)
+    assert not any(running(pid) for pid in pids)
     made.close()
 
 
@@ -151,15 +151,7 @@ def test_none_outlives_its_service() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
         pids = [int(each) for each in service.stdout.readline().split()]
-        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+        assert len(pids) == 2 and all(running(pid) for pid in pids)
         time.sleep(1)
         service.kill()
     until(lambda: not any(running(pid) for pid in pids))
-
-
-def running(pid: int) -> bool:
-    """Whether there is such a process, and it is not one that nobody has waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -16,7 +16,7 @@ import httpx
 from service.batching.admission import Claim
 from service.batching.batcher import Batcher
 from service.batching.cpu import CpuPool
-from service.batching.device import Ending
+from service.batching.device import Ending, results_of
 from service.batching.device import Operation as DeviceOperation
 from service.bench.fleet.events import Events
 from service.bench.fleet.measured import Measured, Operation, Picture
@@ -54,7 +54,7 @@ class _Watched(Batcher):
             started, given = time.perf_counter(), call(items)
 
             def end() -> Sequence[Any]:
-                results = given() if callable(given) else given
+                results = results_of(given)
                 self.took.setdefault(len(items), []).append(time.perf_counter() - started)
                 return results
 
