@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,18 @@ class Frame:
     """of subtractive dither, 32 bits; None for none"""
 
 
+_LOWEST, _HIGHEST = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
+"""sizes of latents are told apart between these step indices"""
+
+
+@cache
+def _letters() -> npt.NDArray[np.float64]:
+    """(256, sizes): log2(1 + 2 size / step), for each step index and each size that is told apart."""
+    above = (np.arange(_LOWEST, _HIGHEST + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
+    letters: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1))
+    return letters
+
+
 def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
     """How the rate of a latent falls with the step index: (256,), positive and falling.  Floats, for searching only.
 
@@ -62,10 +75,8 @@ def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
     rows = np.maximum(size[:, ::2], size[:, 1::2])
     largest = np.maximum(rows[:, :, ::2], rows[:, :, 1::2])
     fine = STEPS_PER_OCTAVE * np.log2(largest + np.float32(1e-5)) + UNIT_STEP_INDEX
-    lowest, highest = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
-    counts = np.bincount(np.clip(np.rint(fine), lowest, highest).astype(np.int64).ravel() - lowest, minlength=highest - lowest + 1)
-    above = (np.arange(lowest, highest + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
-    shape: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1)) @ counts / largest.size
+    told = np.clip(np.rint(fine), _LOWEST, _HIGHEST).astype(np.int64).ravel() - _LOWEST
+    shape: npt.NDArray[np.float64] = _letters() @ np.bincount(told, minlength=_HIGHEST - _LOWEST + 1) / largest.size
     return shape
 
 
