@@ -50,6 +50,7 @@ OPERATIONS = ("compress", "render")
 DEVICE_OPERATIONS = {"compress": "encode", "render": "render"}
 BATCHES = (1, 2, 4)
 ROUNDS = 3
+PAIRS = 5
 DEADLINE_FACTOR = 5
 SATURATION = 1.5
 REFUSED_AT_CAPACITY = 0.01
@@ -381,7 +382,7 @@ def _measure(
     deadline = DEADLINE_FACTOR * unloaded.latency.p95
     # In turn, because a machine that others use too is not as quick as it was ten minutes ago.
     alone, reached = [], []
-    for _ in range(ROUNDS):
+    for _ in range(PAIRS):
         alone.append(asyncio.run(bare_loop(settings, load.jobs, part / 3, (best,), (operation,), rounds=1))[operation][best])
         reached.append(load.throughput(operation, SATURATION * bare[best], 4 / 3 * part))
     capacity = load.capacity(operation, 0.95 * max(reached), part, deadline)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import statistics
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,6 +144,11 @@ class Operation(_Data):
     def goodput(self) -> float:
         """Pictures a second that came out of the overload."""
         return self.accepted / self.seconds
+
+    @property
+    def http_share(self) -> float:
+        """``http`` of ``alone``: the median of the pairs, because the speed of a machine may drift meanwhile."""
+        return statistics.median(http / alone for http, alone in zip(self.http, self.alone, strict=True))
 
 
 class HungUp(_Data):

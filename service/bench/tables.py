@@ -93,7 +93,7 @@ def load_lines(report: LoadReport) -> list[tuple[str, list[str]]]:
         f"the same, all {side}x{side}": lambda of: _listed(of.alike.values()),
         "in turn: bare loop in its best batches": lambda of: _listed(of.alone),
         f"in turn: HTTP, asked for {report.saturation:g} times the bare loop": lambda of: _listed(of.http),
-        "saturating HTTP of the bare loop, the best of each": lambda of: f"{max(of.http) / max(of.alone):.2f}",
+        "saturating HTTP of the bare loop beside it, median of the pairs": lambda of: f"{of.http_share:.2f}",
         "unloaded p95, ms": lambda of: f"{of.unloaded.p95:.0f}",
         f"deadline, {report.deadline_factor:g} times that, ms": lambda of: f"{of.deadline_ms:.0f}",
         "capacity (under 1 % refused) before and after the overload, pictures/s": lambda of: ", ".join(

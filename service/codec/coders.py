@@ -2,7 +2,8 @@
 
     caller's thread --codec, method, arguments--> socket --> process --result or error--> socket --> caller's thread
 
-Whoever calls waits without the interpreter.  A process that ends, whatever ended it, is replaced, and what it was at is tried once more.
+Whoever calls waits without the interpreter.  A process that ends, whatever ended it, or hangs, is replaced, and what it was at is tried
+once more.  Where none can be started the caller's thread does the work.
 Knows nothing of queues: as many calls run at once as threads make them.
 """
 
@@ -12,6 +13,7 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -26,6 +28,8 @@ from service.codec.codec import Codec
 from service.process import tune
 from service.telemetry import metrics
 
+HUNG_S = 300
+"""a process that has not answered for so long never will: the largest picture takes tens of seconds"""
 CLOSED_S = 5.0
 """a process that has nothing to wait for any more has so long to end"""
 
@@ -48,18 +52,22 @@ class Coders:
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._closed = False
-        self._idle = [_Coder() for _ in range(count)]
+        self._idle = [coder for _ in range(count) if (coder := _start())]
 
     def __call__(self, codec: Codec, method: str, *arguments: Any) -> Any:
         """What the method returns; raises what it raises, and RuntimeError where two processes ended over it."""
         with self._lock:
             idle = self._idle.pop() if self._idle else None
-        coder = idle or _Coder()
+        coder = idle or _start()
+        if coder is None:
+            return here(codec, method, *arguments)
         try:
             answer = coder.ask(codec, method, arguments)
         except (EOFError, OSError):
-            self._ended(coder)
-            coder = _Coder()  # none of the others: what ended one may have ended all
+            status = self._ended(coder)
+            coder = _start()  # none of the others: what ended one may have ended all
+            if coder is None:
+                raise RuntimeError(f"a coder ended over {method} with status {status}, and no other could be started") from None
             try:
                 answer = coder.ask(codec, method, arguments)
             except (EOFError, OSError) as error:
@@ -90,17 +98,28 @@ class Coders:
             coder.end()
 
 
+def _start() -> _Coder | None:
+    """A process, or None where there can be no more: too many of them, or no memory for one."""
+    try:
+        return _Coder()
+    except OSError as error:
+        structlog.get_logger().warning("no coder could be started", error=str(error))
+        return None
+
+
 class _Coder:
-    """One process."""
+    """One process; raises OSError where it cannot be started."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", HUNG_S, 0))
+        self._connection = Connection(ours.detach())
         with theirs:
             # what is imported here is found there, and -P: nothing else
             command = [sys.executable, "-P", "-m", "service.codec.coders", str(theirs.fileno())]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
             self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self._connection = Connection(ours.detach())
         self._sent: dict[int, Codec] = {}
         """what the process has, by its ``id`` here, under which it is asked for"""
 
@@ -109,7 +128,7 @@ class _Coder:
         return self._process.pid
 
     def ask(self, codec: Codec, method: str, arguments: tuple[Any, ...]) -> Any:
-        """The answer, which may be an exception; raises EOFError or OSError where the process is gone."""
+        """The answer, which may be an exception; raises EOFError or OSError where the process is gone or hangs."""
         number = id(codec)
         _send(self._connection, (None if number in self._sent else codec, number, method, arguments))
         self._sent[number] = codec

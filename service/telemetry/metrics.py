@@ -20,7 +20,7 @@ BATCH_PIXELS = Histogram(
     "sdc_batch_cost_pixels", "Pixels of a batch, padding counted.", ["op"], buckets=tuple(1 << exponent for exponent in range(14, 27, 2))
 )
 OUT_OF_MEMORY = Counter("sdc_oom_total", "Batches that did not fit into the device's memory and were halved.")
-CODERS_ENDED = Counter("sdc_coders_ended_total", "Processes for coding that ended before they were told to, and were replaced.")
+CODERS_ENDED = Counter("sdc_coders_ended_total", "Processes for coding that ended before they were told to, or hung, and were replaced.")
 STAGE_SECONDS = Histogram("sdc_stage_seconds", "Time in a stage.", ["stage"], buckets=_SECONDS)
 NONFINITE = Counter("sdc_nonfinite_total", "Items computed again in fp32 because the result was not finite.")
 RENDER_CACHE = Counter("sdc_render_cache_total", "Rendered pictures looked for, thrown away, or lost to a failing store.", ["result"])

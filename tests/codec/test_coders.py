@@ -1,5 +1,7 @@
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -106,6 +108,53 @@ def test_a_process_that_is_killed_is_replaced(two: Coders, codec: Codec, latent:
     assert [(log["event"], log["status"]) for log in logs] == [("a coder ended", -signal.SIGKILL)]
     assert ended() == before + 1
     assert two(codec, "encode", latent, frame, 100) == blob
+
+
+def test_a_process_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch, codec: Codec, latent: np.ndarray) -> None:
+    """Whether it has taken what it is asked, or stops before all of that has reached it."""
+    large, frame = np.zeros((4, 512, 256), np.float32), Frame(latent.shape[2] * 8, latent.shape[1] * 8)
+    monkeypatch.setattr(coders, "CLOSED_S", 0.1)
+    made, before = Coders(1), ended()
+    try:
+        blob = made(codec, "encode", latent, frame, 100)
+        for count, (asked, method, rest) in enumerate([(latent, "encode", (frame, 100)), (large, "quantise", (100,))], 1):
+            coder = made._idle[-1]
+            wait_less(coder)
+            os.kill(coder.pid, signal.SIGSTOP)
+            answer = made(codec, method, asked, *rest)
+            assert ended() == before + count
+            assert answer == blob if method == "encode" else answer.shape == large.shape
+        assert made(codec, "encode", latent, frame, 100) == blob
+    finally:
+        made.close()
+
+
+def wait_less(coder: coders._Coder) -> None:
+    """Have its silence last a third of a second instead of what it may."""
+    with socket.socket(fileno=os.dup(coder._connection.fileno())) as ours:
+        for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            assert struct.unpack("ll", ours.getsockopt(socket.SOL_SOCKET, way, 16)) == (coders.HUNG_S, 0)
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", 0, 333_000))
+
+
+def test_where_no_process_can_be_started_the_caller_does_it(
+    monkeypatch: pytest.MonkeyPatch, two: Coders, codec: Codec, latent: np.ndarray
+) -> None:
+    frame = Frame(latent.shape[2] * 8, latent.shape[1] * 8)
+
+    def no_more(*args: object, **kwargs: object) -> None:
+        raise BlockingIOError("too many processes")
+
+    monkeypatch.setattr(subprocess, "Popen", no_more)
+    with capture_logs() as logs:
+        none = Coders(1)
+        assert none(codec, "encode", latent, frame, 100) == codec.encode(latent, frame, 100)
+    assert [(log["event"], log["error"]) for log in logs] == [("no coder could be started", "too many processes")] * 2
+    none.close()
+    for coder in two._idle:
+        os.kill(coder.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="status -9, and no other could be started"):  # it might end the service, too
+        two(codec, "encode", latent, frame, 100)
 
 
 def test_what_ends_two_processes_is_not_tried_a_third_time(two: Coders, codec: Codec, small_model: Path) -> None:
