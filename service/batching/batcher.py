@@ -26,8 +26,9 @@ from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
 from service.batching.durations import Durations
 from service.batching.refusals import missed, stopping
+from service.batching.replies import answer
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
-from service.errors import DeviceFailed, SdcError
+from service.errors import DeviceFailed
 from service.telemetry import metrics, traces
 
 STUCK_AFTER_S = 60.0
@@ -242,7 +243,7 @@ class Batcher:
             for item in list(self._waiting):
                 self._waiting.remove(item)
                 self._count(item, -1)
-                _answer(item, stopping())
+                answer(item.reply, stopping())
 
     def _next(self) -> Batch | None:
         """A batch, if one may be closed now."""
@@ -267,7 +268,7 @@ class Batcher:
     def _settle(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
         pixels = batch.items[0].pixels
         for item, outcome in zip(batch.items, outcomes, strict=True):
-            _answer(item, outcome)
+            answer(item.reply, outcome)
         computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items)
         if batch.timed and computed:
             self.durations.learn(*batch.bucket, batch.size, pixels, seconds)
@@ -290,7 +291,7 @@ class Batcher:
     def _expire(self) -> None:
         for item in self._waiting.expired(self._device_free_at()):
             self._count(item, -1)
-            _answer(item, missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(item.lane))))
+            answer(item.reply, missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(item.lane))))
 
     def _until_next_moment(self) -> float | None:
         """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""
@@ -303,16 +304,6 @@ class Batcher:
         self.death = error
         for batch in self._device.batches:
             for item in batch.items:
-                _answer(item, DeviceFailed("the device thread died: the process must be restarted"))
+                answer(item.reply, DeviceFailed("the device thread died: the process must be restarted"))
         self._wake.set()
         self.on_death(error)
-
-
-def _answer(item: Item, outcome: Outcome) -> None:
-    """Complete the caller's future, unless the caller left."""
-    if item.reply.done():
-        return
-    if isinstance(outcome, SdcError):
-        item.reply.set_exception(outcome)
-    else:
-        item.reply.set_result(outcome)

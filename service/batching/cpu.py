@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from service.batching.refusals import missed, stopping
+from service.batching.replies import answer, tell
 
 Result = TypeVar("Result")
 
@@ -76,26 +78,15 @@ class CpuPool:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[tuple[Result, float]] = loop.create_future()
 
-        def done(future: Future[tuple[Result, float]]) -> None:
-            try:
-                loop.call_soon_threadsafe(self._done, reply, future)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                pass
-
         # with the caller's context, so that what is logged there says of which request it is
-        self._executor.submit(contextvars.copy_context().run, timed).add_done_callback(done)
+        future = self._executor.submit(contextvars.copy_context().run, timed)
+        future.add_done_callback(partial(tell, loop, self._done, reply))
         return await reply
 
     def _done(self, reply: asyncio.Future[tuple[Result, float]], future: Future[tuple[Result, float]]) -> None:
         """The thread to the next, the result to the caller, in one turn of the loop: ``wrap_future`` would take another."""
         self._release()
-        if reply.done():
-            return
-        failure = future.exception()
-        if failure is None:
-            reply.set_result(future.result())
-        else:
-            reply.set_exception(failure)
+        answer(reply, future.exception() or future.result())
 
     async def _turn(self, patience_s: float) -> None:
         if self._free:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from service.batching.replies import tell
 from service.batching.waiting import Batch, Bucket, Item
 from service.errors import DeviceFailed, OutOfMemory, SdcError
 from service.telemetry import metrics, traces
@@ -120,28 +121,21 @@ class DeviceThread:
         try:
             while (begun := self._begun.get()) is not None:
                 if isinstance(begun, BaseException):
-                    self._tell(self._died, begun)
+                    tell(self._loop, self._died, begun)
                     return
                 since = max(begun.since, ended)  # until then it waited for the one before
                 outcomes = self._traced_outcomes(begun, since) if traces.on() else self._outcomes(begun)
                 ended = self._clock()
-                self._tell(self._finished, begun.batch, outcomes, ended - since)
+                tell(self._loop, self._finished, begun.batch, outcomes, ended - since)
         except BaseException as error:
             self._row.put(None)
-            self._tell(self._died, error)
+            tell(self._loop, self._died, error)
             raise
 
     def _finished(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
         self.batches.remove(batch)
         self.busy_since = self._clock() if self.batches else None
         self._done(batch, outcomes, seconds)
-
-    def _tell(self, call: Callable[..., None], *args: Any) -> None:
-        """On the loop's own thread; a loop that is closed has nobody left to tell."""
-        try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            pass
 
     def _traced_outcomes(self, begun: _Begun, since: float) -> list[Outcome]:
         """``_outcomes``, in a span that is linked to those of the requests."""

@@ -112,8 +112,8 @@ class _Coder:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", HUNG_S, 0))
+        for way, limit in ((socket.SO_RCVTIMEO, HUNG_S), (socket.SO_SNDTIMEO, HUNG_S // 2)):  # what was sent in part is tried once more
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", limit, 0))
         self._connection = Connection(ours.detach())
         with theirs:
             # what is imported here is found there, and -P: nothing else
