@@ -97,7 +97,7 @@ class Renderer:
 
 
 def train(config: Config, images: list[Path], folder: Path) -> None:
-    """Train for the configured minutes.  Every fourth crop goes past the U-Net, so that ``steps=0`` stays good."""
+    """Train for the configured minutes.  Where the decoder learns too, every fourth crop goes past the U-Net: ``steps=0`` stays good."""
     pictures = Pictures(images, config.data, validation=False)
     held_out = Pictures(images, config.data, validation=True).centre_crops(48)
     progress = finished(config, folder)
@@ -105,7 +105,7 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     assert isinstance(vae, ResidualAutoencoder)
     renderer = Renderer.of(config, folder)
     distortion, batch = Distortion(config.loss), config.unet_stage.batch
-    through = torch.arange(batch, device=machine.device()) % 4 != 1
+    through = (torch.arange(batch, device=machine.device()) % 4 != 1) | (not config.unet.with_decoder)
     batches = pictures.batches(batch, config.seed + 100 + progress.step)
     while progress.fraction < 1:
         pixels = as_input(next(batches))
