@@ -38,6 +38,8 @@ NEAR = 4
 MOST_ESTIMATES = 3
 MOST_GUESSES = 5
 """after so many codings the search bisects"""
+SMALLEST_SIZE, LARGEST_SIZE = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
+"""sizes of latents are told apart between these step indices"""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,12 @@ class Frame:
     """of subtractive dither, 32 bits; None for none"""
 
 
-_LOWEST, _HIGHEST = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
-"""sizes of latents are told apart between these step indices"""
-
-
 @cache
-def _letters() -> npt.NDArray[np.float64]:
+def _bits_by_size() -> npt.NDArray[np.float64]:
     """(256, sizes): log2(1 + 2 size / step), for each step index and each size that is told apart."""
-    above = (np.arange(_LOWEST, _HIGHEST + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
-    letters: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1))
-    return letters
+    above = (np.arange(SMALLEST_SIZE, LARGEST_SIZE + 1)[None, :] - np.arange(STEP_COUNT)[:, None]) / STEPS_PER_OCTAVE
+    bits: npt.NDArray[np.float64] = np.log2(1 + 2.0 ** (above + 1))
+    return bits
 
 
 def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
@@ -75,8 +73,8 @@ def rate_shape(latent: Latent) -> npt.NDArray[np.float64]:
     rows = np.maximum(size[:, ::2], size[:, 1::2])
     largest = np.maximum(rows[:, :, ::2], rows[:, :, 1::2])
     fine = STEPS_PER_OCTAVE * np.log2(largest + np.float32(1e-5)) + UNIT_STEP_INDEX
-    told = np.clip(np.rint(fine), _LOWEST, _HIGHEST).astype(np.int64).ravel() - _LOWEST
-    shape: npt.NDArray[np.float64] = _letters() @ np.bincount(told, minlength=_HIGHEST - _LOWEST + 1) / largest.size
+    told = np.clip(np.rint(fine), SMALLEST_SIZE, LARGEST_SIZE).astype(np.int64).ravel() - SMALLEST_SIZE
+    shape: npt.NDArray[np.float64] = _bits_by_size() @ np.bincount(told, minlength=LARGEST_SIZE - SMALLEST_SIZE + 1) / largest.size
     return shape
 
 

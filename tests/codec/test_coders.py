@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_is_replaced(two: Coders, codec: Codec, latent:
 
 
 def test_a_process_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch, codec: Codec, latent: np.ndarray) -> None:
-    """Whether it has taken what it is asked, or stops before all of that has reached it."""
+    """Whether it was asked, or could not be because it takes nothing."""
     large, frame = np.zeros((4, 512, 256), np.float32), Frame(latent.shape[2] * 8, latent.shape[1] * 8)
     monkeypatch.setattr(coders, "CLOSED_S", 0.1)
     made, before = Coders(1), ended()
