@@ -28,8 +28,8 @@ from service.codec.codec import Codec
 from service.process import tune
 from service.telemetry import metrics
 
-HUNG_S = 300
-"""a process that has not answered for so long never will: the largest picture takes tens of seconds"""
+HUNG_S = 900
+"""a process that has not answered for so long never will: the largest picture takes twenty seconds of a core, which others may want too"""
 CLOSED_S = 5.0
 """a process that has nothing to wait for any more has so long to end"""
 
