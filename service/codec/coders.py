@@ -55,7 +55,7 @@ class Coders:
         self._idle = [coder for _ in range(count) if (coder := _start())]
 
     def __call__(self, codec: Codec, method: str, *arguments: Any) -> Any:
-        """What the method returns; raises what it raises, and RuntimeError where two processes ended over it."""
+        """What the method returns; raises what it raises, and RuntimeError where two processes ended over it, or one and no other began."""
         with self._lock:
             idle = self._idle.pop() if self._idle else None
         coder = idle or _start()
@@ -112,7 +112,7 @@ class _Coder:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        for way, limit in ((socket.SO_RCVTIMEO, HUNG_S), (socket.SO_SNDTIMEO, HUNG_S // 2)):  # what was sent in part is tried once more
+        for way, limit in ((socket.SO_RCVTIMEO, HUNG_S), (socket.SO_SNDTIMEO, HUNG_S // 2)):  # half: what was sent in part goes on once
             ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", limit, 0))
         self._connection = Connection(ours.detach())
         with theirs:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def latent() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(4, 13, 7)).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def frame(latent: np.ndarray) -> Frame:
+    return Frame(latent.shape[2] * 8, latent.shape[1] * 8)
+
+
 @pytest.fixture
 def two() -> Iterator[Coders]:
     made = Coders(2)
@@ -51,8 +57,8 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_a_process_codes_as_its_caller_would(two: Coders, codec: Codec, latent: np.ndarray) -> None:
-    frame = Frame(latent.shape[2] * 8, latent.shape[1] * 8, alpha=b"alpha", seed=7)
+def test_a_process_codes_as_its_caller_would(two: Coders, codec: Codec, latent: np.ndarray, frame: Frame) -> None:
+    frame = replace(frame, alpha=b"alpha", seed=7)
     blob = two(codec, "encode", latent, frame, 100)
     assert blob == coders.here(codec, "encode", latent, frame, 100) == codec.encode(latent, frame, 100)
     read = two(codec, "decode", blob)
@@ -61,10 +67,10 @@ def test_a_process_codes_as_its_caller_would(two: Coders, codec: Codec, latent: 
     assert two(codec, "encode_within", latent, frame, 150) == codec.encode_within(latent, frame, 150)
 
 
-def test_several_codecs_and_several_callers(two: Coders, codec: Codec, latent: np.ndarray, small_model: Path) -> None:
+def test_several_codecs_and_several_callers(two: Coders, codec: Codec, latent: np.ndarray, frame: Frame, small_model: Path) -> None:
     """More calls at once than there are processes, and each gets its own answer, by the codec it named."""
     other = Codec(small_model, read_manifest(small_model).model_copy(update={"version": "2"}))
-    frame, wrong = Frame(latent.shape[2] * 8, latent.shape[1] * 8), []
+    wrong = []
 
     def work(first: int) -> None:
         for index in range(first, first + 40, 4):
@@ -81,8 +87,7 @@ def test_several_codecs_and_several_callers(two: Coders, codec: Codec, latent: n
     assert codec.model_identity != other.model_identity
 
 
-def test_errors_travel_whole(two: Coders, codec: Codec, latent: np.ndarray, small_model: Path) -> None:
-    frame = Frame(latent.shape[2] * 8, latent.shape[1] * 8)
+def test_errors_travel_whole(two: Coders, codec: Codec, latent: np.ndarray, frame: Frame, small_model: Path) -> None:
     with pytest.raises(SizeUnreachable) as there:
         two(codec, "encode_within", latent, frame, 20)
     with pytest.raises(SizeUnreachable) as own:
@@ -98,8 +103,8 @@ def test_errors_travel_whole(two: Coders, codec: Codec, latent: np.ndarray, smal
     assert two(codec, "encode", latent, frame, 100) == blob, "and the process goes on"
 
 
-def test_a_process_that_is_killed_is_replaced(two: Coders, codec: Codec, latent: np.ndarray) -> None:
-    frame, before = Frame(latent.shape[2] * 8, latent.shape[1] * 8), ended()
+def test_a_process_that_is_killed_is_replaced(two: Coders, codec: Codec, latent: np.ndarray, frame: Frame) -> None:
+    before = ended()
     blob = two(codec, "encode", latent, frame, 100)
     for coder in two._idle:
         os.kill(coder.pid, signal.SIGKILL)
@@ -110,37 +115,34 @@ def test_a_process_that_is_killed_is_replaced(two: Coders, codec: Codec, latent:
     assert two(codec, "encode", latent, frame, 100) == blob
 
 
-def test_a_process_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch, codec: Codec, latent: np.ndarray) -> None:
+def test_a_process_that_hangs_is_replaced(
+    two: Coders, monkeypatch: pytest.MonkeyPatch, codec: Codec, latent: np.ndarray, frame: Frame
+) -> None:
     """Whether it was asked, or could not be because it takes nothing."""
-    large, frame = np.zeros((4, 512, 256), np.float32), Frame(latent.shape[2] * 8, latent.shape[1] * 8)
     monkeypatch.setattr(coders, "CLOSED_S", 0.1)
-    made, before = Coders(1), ended()
-    try:
-        blob = made(codec, "encode", latent, frame, 100)
-        for count, (asked, method, rest) in enumerate([(latent, "encode", (frame, 100)), (large, "quantise", (100,))], 1):
-            coder = made._idle[-1]
-            wait_less(coder)
-            os.kill(coder.pid, signal.SIGSTOP)
-            answer = made(codec, method, asked, *rest)
-            assert ended() == before + count
-            assert answer == blob if method == "encode" else answer.shape == large.shape
-        assert made(codec, "encode", latent, frame, 100) == blob
-    finally:
-        made.close()
+    large = np.zeros((4, 512, 256), np.float32)
+    blob, before = two(codec, "encode", latent, frame, 100), ended()
+    stop(two._idle[-1])
+    assert two(codec, "encode", latent, frame, 100) == blob
+    assert ended() == before + 1
+    stop(two._idle[-1])
+    assert two(codec, "quantise", large, 100).shape == large.shape
+    assert ended() == before + 2
+    assert two(codec, "encode", latent, frame, 100) == blob
 
 
-def wait_less(coder: coders._Coder) -> None:
-    """Have its silence last a third of a second instead of what it may."""
+def stop(coder: coders._Coder) -> None:
+    """Have it do nothing any more, and its silence last a third of a second instead of what it may."""
     with socket.socket(fileno=os.dup(coder._connection.fileno())) as ours:
         for way, limit in ((socket.SO_RCVTIMEO, coders.HUNG_S), (socket.SO_SNDTIMEO, coders.HUNG_S // 2)):
             assert struct.unpack("ll", ours.getsockopt(socket.SOL_SOCKET, way, 16)) == (limit, 0)
             ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", 0, 333_000))
+    os.kill(coder.pid, signal.SIGSTOP)
 
 
 def test_where_no_process_can_be_started_the_caller_does_it(
-    monkeypatch: pytest.MonkeyPatch, two: Coders, codec: Codec, latent: np.ndarray
+    two: Coders, monkeypatch: pytest.MonkeyPatch, codec: Codec, latent: np.ndarray, frame: Frame
 ) -> None:
-    frame = Frame(latent.shape[2] * 8, latent.shape[1] * 8)
 
     def no_more(*args: object, **kwargs: object) -> None:
         raise BlockingIOError("too many processes")
@@ -173,8 +175,8 @@ class Deadly:
         return os._exit, (3,)
 
 
-def test_terminal_signals_are_for_whoever_asks(two: Coders, codec: Codec, latent: np.ndarray) -> None:
-    frame, before = Frame(latent.shape[2] * 8, latent.shape[1] * 8), ended()
+def test_terminal_signals_are_for_whoever_asks(two: Coders, codec: Codec, latent: np.ndarray, frame: Frame) -> None:
+    before = ended()
     two(codec, "encode", latent, frame, 100)
     coder = two._idle[-1]
     for each in (signal.SIGINT, signal.SIGTERM):
