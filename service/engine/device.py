@@ -8,7 +8,7 @@ from typing import Literal
 import structlog
 import torch
 
-Way = Literal["plain", "fused", "prepared"]
+Way = Literal["plain", "fused", "prepared", "winograd"]
 """of running networks; see ``pick_way``"""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +34,8 @@ def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
 
 def pick_way(device: torch.device, dtype: torch.dtype) -> Way:
     """How networks are best run: ``fused`` (``service.engine.fused``) on a GPU in 16 bits where triton finds what it compiles with,
-    ``prepared`` (``service.engine.prepared``) on a processor that multiplies bf16, else ``plain``.
+    ``prepared`` (``service.engine.prepared``) on a processor that multiplies bf16, ``winograd`` (``service.engine.winograd``) on one in
+    fp32, else ``plain``.
 
     What could not be tried out is logged.
     """
@@ -50,6 +51,11 @@ def pick_way(device: torch.device, dtype: torch.dtype) -> Way:
 
             prepared.try_out(dtype)
             way = "prepared"
+        elif device.type == "cpu" and dtype is torch.float32:
+            from service.engine import winograd
+
+            winograd.try_out()
+            way = "winograd"
     except Exception:  # no C compiler, a driver or a GPU too old, a torch without oneDNN
         structlog.get_logger().exception("networks run plainly", device=str(device))
     return way

@@ -119,6 +119,10 @@ class Networks:
                 enlarging.install(network.decoder)
             if way == "prepared":
                 prepared.install(network)  # last: it takes the weights away
+            elif way == "winograd" and isinstance(network, ResidualAutoencoder):
+                from service.engine import winograd  # needs ncnn's library, which may not load everywhere
+
+                winograd.install(network)
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
             self.article_scheduler = article.load_scheduler(folder)

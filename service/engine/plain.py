@@ -1,7 +1,10 @@
-"""Which modules of diffusers do just what their names say, so that whoever gives them another ``forward`` knows what it has to compute."""
+"""What those have in common that give modules another ``forward``: which do just what their names say, and how their weights are taken."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
@@ -27,3 +30,10 @@ def is_plain_upsample(module: nn.Module) -> bool:
 def is_plain_convolution(module: nn.Module) -> bool:
     """Whether it is a convolution of pictures, with zeros around them."""
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def taken(module: Any) -> torch.Tensor:
+    """A module's weight, which it has no longer: it would be held twice."""
+    weight: torch.Tensor = module.weight.detach()
+    module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+    return weight

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from service.engine.autoencoder import ResidualBlock
-from service.engine.plain import is_plain_block, is_plain_convolution
+from service.engine.plain import is_plain_block, is_plain_convolution, taken
 
 
 def install(network: nn.Module) -> None:
@@ -46,7 +46,7 @@ def try_out(dtype: torch.dtype) -> None:
 
 def _prepare_convolution(conv: Any) -> None:
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-    weight = torch._C._nn.mkldnn_reorder_conv2d_weight(_taken(conv).to_mkldnn(), *geometry)
+    weight = torch._C._nn.mkldnn_reorder_conv2d_weight(taken(conv).to_mkldnn(), *geometry)
     operator, bias = torch.ops.mkldnn._convolution_pointwise, conv.bias
 
     def forward(hidden: torch.Tensor, then: str = "none") -> torch.Tensor:
@@ -63,20 +63,13 @@ def _prepare_convolution(conv: Any) -> None:
 
 
 def _prepare_linear(linear: Any) -> None:
-    weight, bias = torch.ops.mkldnn._reorder_linear_weight(_taken(linear)), linear.bias
+    weight, bias = torch.ops.mkldnn._reorder_linear_weight(taken(linear)), linear.bias
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
         return result
 
     linear.forward = forward
-
-
-def _taken(module: Any) -> torch.Tensor:
-    """A module's weight, which it has no longer: it would be held twice."""
-    weight: torch.Tensor = module.weight.detach()
-    module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
-    return weight
 
 
 def _residual_block(self: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,7 @@ def test_a_model_folder_is_loaded_so(kind: str, model_of: Callable[[str], Path])
 
 def test_processors_that_multiply_bf16_run_networks_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "try_out", Mock())
-    assert [pick_way(CPU, dtype) for dtype in (BF16, torch.float32, torch.float16)] == ["prepared", "plain", "plain"]
+    assert [pick_way(CPU, dtype) for dtype in (BF16, torch.float32, torch.float16)] == ["prepared", "winograd", "plain"]
 
 
 def test_compiled_networks_do_not(model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
