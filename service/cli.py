@@ -195,7 +195,7 @@ def compress(
     model: Model = None,
 ) -> None:
     """Photos to .sdc files, without a server.  The bytes are those that POST /compress makes on the same machine."""
-    from service.pipeline import CompressOptions
+    from service.options import CompressOptions
 
     with _told():
         options = CompressOptions(method, max_bytes, quality, dither)
@@ -220,7 +220,7 @@ def render(
 ) -> None:
     """.sdc files to pictures, without a server."""
     from service.imaging.resizing import Box
-    from service.pipeline import RenderOptions, parse_steps
+    from service.options import RenderOptions, parse_steps
 
     with _told():
         box = Box(width, height, fit) if width or height or fit != "inside" else None
@@ -258,7 +258,7 @@ def bulk(
     """
     from service.bulk import command
     from service.bulk.sources import understand
-    from service.pipeline import CompressOptions
+    from service.options import CompressOptions
 
     settings = _settings(model)
     with _told():
@@ -434,7 +434,7 @@ def pull_model(
     fast: Annotated[bool, typer.Option("--fast", help="Decode with TAESD: many times faster, and less well.")] = False,
 ) -> None:
     """Fetch a Stable Diffusion checkpoint (HF_ENDPOINT, HF_TOKEN) and keep what the codec needs of it."""
-    from service.checkpoints.installed import pull
+    from service.checkpoints.pulling import pull
 
     def told(words: str) -> None:
         err.print(words, highlight=False, markup=False, soft_wrap=True)

@@ -17,6 +17,8 @@ from service.errors import BadModel
 IDENTITY_BYTES = 4
 VERSION = r"^[A-Za-z0-9._-]{1,32}$"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+Steps = int | Literal["article"]
+"""of the U-Net; ``article``: as ``service.engine.article`` does"""
 
 
 class EntropyProfile(BaseModel):

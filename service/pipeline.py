@@ -30,87 +30,29 @@ from service.codec import coders, container
 from service.codec.codec import Codec, Frame
 from service.codec.coders import Coders, Coding
 from service.codec.container import Blob, Tiling
-from service.codec.methods import LATENT, Method, method_number
+from service.codec.methods import LATENT
 from service.codec.steps import Latent, step_size
-from service.engine.engine import Engine, Finish, Steps
+from service.engine.engine import Engine, Finish
 from service.engine.tiling import Mosaic, border_cells, tiles
 from service.errors import BadParameter, CorruptBlob, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
 from service.imaging.preview import Glance, glance
-from service.imaging.resizing import Box, plan, resize
-from service.imaging.writing import DEFAULT_QUALITY, FORMATS, read_alpha, write_alpha, write_picture
+from service.imaging.resizing import plan, resize
+from service.imaging.writing import FORMATS, read_alpha, write_alpha, write_picture
 from service.loading import OtherModel, loaded, other_models
-from service.manifest import Manifest
+from service.manifest import Manifest, Steps
+from service.options import DEFAULT_RATE_QUALITY, CompressOptions, RenderOptions
 from service.process import tune
 from service.settings import Settings
 from service.telemetry import metrics, traces
 
-DEFAULT_RATE_QUALITY = 50
-SMALLEST_MAX_BYTES = 32
 SMALL_PIXELS = 2 << 20
 """a photo up to this size is compressed in the interactive lane unless its sender says otherwise"""
 WARM_SIDES = (256, 512)
 """sides of the pictures that are run before the first request is taken"""
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class CompressOptions:
-    """How to compress.  At most one of ``max_bytes`` and ``quality``; neither means quality 50."""
-
-    method: Method = "latent"
-    max_bytes: int | None = None
-    """the whole file, header included, has at most this many bytes"""
-    quality: int | None = None
-    """0..100"""
-    dither: bool = False
-    """subtractive dither: noise for the U-Net instead of structure, at the price of some rate"""
-
-    def __post_init__(self) -> None:
-        method_number(self.method)
-        if self.method == "palette" and (self.quality is not None or self.dither):
-            raise BadParameter("method=palette has one quality and its own dither: leave quality and dither out")
-        if self.max_bytes is not None and self.quality is not None:
-            raise BadParameter("give max_bytes or quality, not both")
-        if self.max_bytes is not None and self.max_bytes < SMALLEST_MAX_BYTES:
-            raise BadParameter(f"max_bytes must be at least {SMALLEST_MAX_BYTES}")
-        if self.quality is not None and not 0 <= self.quality <= 100:
-            raise BadParameter("quality must be between 0 and 100")
-
-    def canonical(self) -> str:
-        """One spelling for one meaning; part of the id."""
-        size = f"quality={DEFAULT_RATE_QUALITY if self.quality is None else self.quality}"
-        if self.max_bytes is not None:
-            size = f"max_bytes={self.max_bytes}"
-        return f"method={self.method}&{size}{'&dither' if self.dither else ''}"
-
-
-MOST_STEPS = 8
-
-
-def parse_steps(value: str) -> Steps:
-    """U-Net steps as they are written in addresses and on the command line; raises BadParameter."""
-    if value == "article":
-        return "article"
-    if value.isascii() and value.isdecimal() and len(value) < 3 and int(value) <= MOST_STEPS:
-        return int(value)
-    raise BadParameter(f"steps must be a whole number from 0 to {MOST_STEPS}, or 'article'")
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """How to render."""
-
-    extension: str = "webp"
-    """a key of ``service.imaging.writing.FORMATS``"""
-    steps: Steps | None = None
-    """U-Net steps; None is the model's default"""
-    quality: int = DEFAULT_QUALITY
-    """of the written format, 1..100; says nothing for a lossless one"""
-    box: Box | None = None
-    """what it shall fit; None is the size it has"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from service.comparison.metrics import Plane, Quality, as_array, measure
 from service.comparison.rivals import RIVALS, at_least
 from service.errors import WrongModel
 from service.manifest import read_manifest
-from service.pipeline import RenderOptions, open_pipeline
+from service.options import RenderOptions
+from service.pipeline import open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import psnr
 

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from service import loading
 from service.app import create_app
 from service.errors import BadModel, DeadlineMissed, DeviceFailed, MethodUnavailable, WrongModel
-from service.pipeline import Compressed, CompressOptions, Pipeline, RenderOptions
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Compressed, Pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import build_model, make_picture, png
 from tests.test_pipeline import run

@@ -13,7 +13,8 @@ from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import Picture
 from service.imaging.writing import write_picture
 from service.manifest import TilingRule
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Pipeline, open_pipeline
 from service.settings import Settings
 from tests.conftest import Plane, make_picture, png, psnr
 

@@ -38,7 +38,8 @@ from service.codec.methods import METHODS
 from service.comparison import contest
 from service.errors import Overloaded
 from service.imaging.opening import picture_size
-from service.pipeline import Compressed, CompressOptions, Rendered, RenderOptions
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Compressed, Rendered
 from service.settings import Settings
 
 router = APIRouter(dependencies=STRICT)

@@ -25,7 +25,8 @@ from service.api.services import Services, disposition, purge_tags
 from service.api.variants import Address, Variants
 from service.errors import SdcError
 from service.imaging.writing import FORMATS
-from service.pipeline import Pipeline, RenderOptions
+from service.options import RenderOptions
+from service.pipeline import Pipeline
 from service.storage.blobs import Facts
 
 REDIRECT_S, YEAR_S = 86400, 31536000

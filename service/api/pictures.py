@@ -26,7 +26,7 @@ from service.api.services import (
 )
 from service.batching.refusals import missed
 from service.imaging.writing import FORMATS
-from service.pipeline import CompressOptions, RenderOptions
+from service.options import CompressOptions, RenderOptions
 from service.storage.blobs import ID_PATTERN
 from service.storage.keeping import tagged
 from service.storage.leases import Lease

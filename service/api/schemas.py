@@ -14,7 +14,7 @@ from service.codec.methods import Method
 from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX, Box, Fit
 from service.imaging.writing import DEFAULT_QUALITY
-from service.pipeline import MOST_STEPS, parse_steps
+from service.options import MOST_STEPS, parse_steps
 from service.storage.keeping import TAG_PATTERN
 
 

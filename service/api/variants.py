@@ -17,7 +17,7 @@ from service.api.schemas import RenderQuery, SizedQuery, complaint, once_each
 from service.errors import BadParameter, NotFound
 from service.imaging.resizing import LARGEST_BOX
 from service.imaging.writing import DEFAULT_QUALITY, FORMATS
-from service.pipeline import RenderOptions
+from service.options import RenderOptions
 from service.storage.blobs import check_id
 
 

@@ -27,7 +27,8 @@ from service.bulk.rows import Source, Status, to_columns
 from service.bulk.run import on_this_machine, record
 from service.bulk.sources import listed, understand
 from service.errors import SdcError
-from service.pipeline import CompressOptions, open_pipeline
+from service.options import CompressOptions
+from service.pipeline import open_pipeline
 from service.settings import Settings
 
 ROUNDS = 3

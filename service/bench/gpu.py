@@ -38,7 +38,8 @@ from service.bench import full_size
 from service.bench.pictures import as_png, machine
 from service.engine.device import describe, pick_device, pick_dtype
 from service.engine.engine import Engine, Finish
-from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import open_pipeline
 from service.process import VARIABLES
 from service.settings import Settings
 

@@ -37,7 +37,8 @@ from service.bench.results import HungUp, LoadReport, Operation, Percentiles, Se
 from service.bench.serving import Server, serving
 from service.errors import BadParameter
 from service.loading import load_model
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Pipeline, open_pipeline
 from service.settings import Settings
 
 SCRIPT = Path(__file__).with_name("load.js")

@@ -23,7 +23,8 @@ from service.bench.results import OURS, RateReport, Refusal, Row, Sized, about
 from service.comparison.metrics import SMALLEST_SIDE, Plane, Quality, measure
 from service.comparison.rivals import HANDICAP, RIVALS, at_least
 from service.errors import BadParameter, SizeUnreachable
-from service.pipeline import Compressed, CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Compressed, Pipeline, open_pipeline
 from service.settings import Settings
 
 REFERENCE_PIXELS = 512 * 512

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from service.bench import pictures as source
 from service.comparison.metrics import Plane
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Pipeline, open_pipeline
 from service.settings import Settings
 
 MAX_BYTES = 5089

@@ -21,7 +21,7 @@ from service.bulk.rows import Row, Source
 from service.bulk.run import Batches, Tally, on_this_machine, record
 from service.bulk.sources import Origin, address_of, listed, refuse_overlap
 from service.errors import BadParameter
-from service.pipeline import CompressOptions
+from service.options import CompressOptions
 from service.settings import Settings
 from service.storage.keeping import check_tag
 from service.telemetry import logs

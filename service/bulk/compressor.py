@@ -23,7 +23,8 @@ from service.bulk.sources import Reader
 from service.codec import container
 from service.errors import BadParameter, DeviceFailed, Gone, SdcError, TooManyBytes
 from service.imaging.opening import picture_size
-from service.pipeline import Compressed, CompressOptions, Pipeline, open_pipeline
+from service.options import CompressOptions
+from service.pipeline import Compressed, Pipeline, open_pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore, Facts
 from service.storage.keeping import add_tag, keep, tagged

@@ -1,21 +1,14 @@
-"""The models of this machine: those of the release, and those fetched into ``SDC_MODELS_DIR``."""
+"""The models of this machine: those of the release, and those fetched into ``SDC_MODELS_DIR``.  It must not load torch to say so."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.checkpoints import convert, hub
-from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
 from service.errors import BadModel
-from service.folders import written_whole
-from service.manifest import NAME, Manifest, Source, read_manifest
+from service.manifest import Manifest, read_manifest
 from service.settings import BUNDLED_MODEL
-
-CACHE = ".cache"
-"""of downloads that are not complete"""
 
 
 @dataclass(frozen=True)
@@ -50,84 +43,3 @@ def remove(models: Path, name: str) -> int:
             shutil.rmtree(each.folder)
             return each.size
     raise BadModel(f"no model '{name}' is installed in {models}")
-
-
-def pull(
-    models: Path,
-    wanted: str,
-    *,
-    name: str | None = None,
-    revision: str | None = None,
-    decoder: str | None = None,
-    fast: bool = False,
-    told: Callable[[str], None] = print,
-) -> Path:
-    """Fetch a checkpoint, or take one that lies in a folder, and install it; returns its model folder.
-
-    Args:
-        models: where models are kept.
-        wanted: a name of ``KNOWN``, OWNER/NAME on the hub, or a folder in diffusers layout.
-        name: of the installed model; by default the known name, or made of the last part of ``wanted``.
-        revision: of the hub's repository instead of the known one, or of ``main``.
-        decoder: OWNER/NAME or folder of an auto-encoder whose decoder is taken; by default the known one, ``none`` for none.
-        fast: decode with TAESD.
-        told: is given lines for the user.
-
-    Raises BadModel; nothing is installed then, and what was downloaded waits for the next try.
-    """
-    local = Path(wanted).is_dir() and wanted not in KNOWN
-    if not local and wanted not in KNOWN and not HUB_NAME.fullmatch(wanted):
-        raise BadModel(f"'{wanted}' is no known model ({', '.join(KNOWN)}), no OWNER/NAME and no folder")
-    name = name or Path(wanted).name.lower()
-    if not NAME.fullmatch(name):
-        raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
-    target = models / name
-    if target.exists() or (BUNDLED_MODEL.parent / name).exists():
-        raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
-    cache = models / CACHE
-    known = KNOWN.get(wanted) or Checkpoint(Repository(wanted, "main"))
-    source = None
-    if local:
-        checkpoint = Path(wanted)
-    else:
-        listing = hub.look(Repository(known.base.name, revision or known.base.revision))
-        licence = listing.licence or "none stated"
-        told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
-        source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
-        checkpoint = hub.fetch(listing, _needed(listing), cache, told)
-    better = None if decoder == "none" else decoder or known.decoder
-    better_folder = None if better is None else _auto_encoder(better, cache, told)
-    fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
-    with written_whole(target) as staged:
-        told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
-        convert.convert(checkpoint, staged, name, source=source, decoder=better_folder, fast=fast_folder)
-    shutil.rmtree(cache, ignore_errors=True)
-    return target
-
-
-def _needed(listing: hub.Listing) -> list[str]:
-    """Of a checkpoint, what converting it takes."""
-    files = list(listing.files)
-    configs = ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
-    parts = ["vae", "unet"]
-    if any(file.startswith("text_encoder/") for file in files):
-        configs += ["text_encoder/config.json", *sorted(file for file in files if file.startswith("tokenizer/"))]
-        parts.append("text_encoder")
-    absent = [config for config in configs if config not in files]
-    if absent:
-        raise BadModel(f"{listing.repository.name} is no checkpoint in diffusers layout: it has no {absent[0]}")
-    return configs + [file for part in parts for file in hub.weights(files, part)]
-
-
-def _auto_encoder(place: str | Repository, cache: Path, told: Callable[[str], None]) -> Path:
-    """Folder of an auto-encoder that stands alone."""
-    if isinstance(place, str):
-        if Path(place).is_dir():
-            return Path(place)
-        if not HUB_NAME.fullmatch(place):
-            raise BadModel(f"'{place}' is no OWNER/NAME and no folder")
-        place = Repository(place, "main")
-    listing = hub.look(place)
-    if "config.json" not in listing.files:
-        raise BadModel(f"{place.name} is no auto-encoder: it has no config.json")
-    return hub.fetch(listing, ["config.json", *hub.weights(listing.files, "")], cache, told)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +26,11 @@ from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
 from service.engine.transfer import Array, Arrays, Laps, Transfer
 from service.errors import BadModel, DeviceFailed, OutOfMemory
-from service.manifest import Manifest, read_manifest
+from service.manifest import Manifest, Steps, read_manifest
 from service.telemetry import metrics
 
 Pixels = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
-Steps = int | Literal["article"]
-"""of the U-Net; ``article``: as ``service.engine.article`` does"""
-
 DECODER_VERSION = 2
 """raised when the same latent comes to give other pixels; part of every render's validator"""
 

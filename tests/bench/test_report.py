@@ -20,7 +20,8 @@ from rich.console import Console
 from service.bench import curves, rd, report, tables
 from service.bench.results import METRICS, LoadReport, RateReport, Refusal, of, summaries
 from service.errors import BadParameter, SizeUnreachable
-from service.pipeline import CompressOptions, Pipeline
+from service.options import CompressOptions
+from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.bench.made_up import load_report, rate_report
 from tests.conftest import make_picture, png

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from service.bulk.compressor import Job
-from service.pipeline import CompressOptions, Pipeline
+from service.options import CompressOptions
+from service.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import logs
 from tests.conftest import make_picture, png

@@ -15,7 +15,8 @@ from service.bulk.compressor import Cancelled, Compressor
 from service.bulk.rows import UNKNOWN, Row, Source, rows_of, to_columns
 from service.engine.engine import Engine
 from service.errors import BadModel, DeviceFailed, StoreUnavailable
-from service.pipeline import CompressOptions, Pipeline
+from service.options import CompressOptions
+from service.pipeline import Pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore
 from service.storage.keeping import MOST_TAGS

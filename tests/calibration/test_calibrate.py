@@ -11,7 +11,7 @@ from PIL import Image
 from service.calibration.calibrate import calibrate
 from service.calibration.context import ContextModel, bias_of
 from service.calibration.fitting import _start_at, fit, mean_bytes, shape_for
-from service.checkpoints.installed import pull
+from service.checkpoints.pulling import pull
 from service.codec.context import LaplacePredictor
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
@@ -20,7 +20,8 @@ from service.codec.tables import laplace_counts
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter
 from service.manifest import read_manifest
-from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import open_pipeline
 from service.settings import Settings
 from tests.checkpoints.conftest import make_checkpoint
 from tests.conftest import Plane, png

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from service.checkpoints import hub as hub_client
-from service.checkpoints.installed import installed, pull, remove
+from service.checkpoints.installed import installed, remove
+from service.checkpoints.pulling import pull
 from service.engine.engine import Engine
 from service.errors import BadModel
 from service.manifest import read_manifest
-from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import open_pipeline
 from service.settings import Settings
 from tests.checkpoints.conftest import REVISION, Hub, make_checkpoint, make_vae
 from tests.conftest import make_picture, png

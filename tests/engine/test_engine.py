@@ -10,7 +10,7 @@ import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
 
-from service.checkpoints.installed import pull
+from service.checkpoints.pulling import pull
 from service.engine.device import pick_device, pick_dtype
 from service.engine.engine import Engine
 from service.errors import BadModel, DeviceFailed

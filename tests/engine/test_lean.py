@@ -19,6 +19,12 @@ def test_a_service_starts_without_what_it_does_not_use() -> None:
     assert loaded_by("service.app") & {*UNUSED, "torch", "diffusers"} == {"torch", "diffusers"}
 
 
+@pytest.mark.parametrize("module", ["service.cli", "service.api.access", "service.api.variants", "service.checkpoints.installed"])
+def test_who_explains_lists_or_signs_loads_no_networks(module: str) -> None:
+    """`sdc --help`, `sdc models list` and `sdc sign` in a second, not in the ten that torch and diffusers take on a slow processor."""
+    assert not loaded_by(module) & {"torch", "diffusers"}
+
+
 def test_hidden_is_not_found_and_back_afterwards() -> None:
     name = "wave"  # of the standard library, and imported by nobody
     assert name not in sys.modules

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from service.calibration.context import ContextModel
 from service.calibration.integers import float_context, integer_passes
 from service.engine.autoencoder import ResidualAutoencoder
-from service.pipeline import CompressOptions, RenderOptions, open_pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration

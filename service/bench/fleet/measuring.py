@@ -25,7 +25,8 @@ from service.bench.load import Job, bare_loop, mixed_pictures
 from service.bench.pictures import machine
 from service.bench.serving import serving
 from service.loading import loaded
-from service.pipeline import CompressOptions, Pipeline, RenderOptions, device_operations
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Pipeline, device_operations
 from service.process import tune
 from service.settings import Settings
 
