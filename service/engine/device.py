@@ -35,7 +35,7 @@ def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
 def pick_way(device: torch.device, dtype: torch.dtype) -> Way:
     """How networks are best run: ``fused`` (``service.engine.fused``) on a GPU in 16 bits where triton finds what it compiles with,
     ``prepared`` (``service.engine.prepared``) on a processor that multiplies bf16, ``winograd`` (``service.engine.winograd``) on one in
-    fp32, else ``plain``.
+    fp32 where ncnn is installed, else ``plain``.
 
     What could not be tried out is logged.
     """
@@ -51,7 +51,7 @@ def pick_way(device: torch.device, dtype: torch.dtype) -> Way:
 
             prepared.try_out(dtype)
             way = "prepared"
-        elif device.type == "cpu" and dtype is torch.float32:
+        elif device.type == "cpu" and dtype is torch.float32 and find_spec("ncnn") is not None:
             from service.engine import winograd
 
             winograd.try_out()

@@ -120,8 +120,13 @@ def test_processors_in_fp32_run_networks_so() -> None:
 
 def test_where_there_is_no_ncnn_networks_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ncnn", None)
-    monkeypatch.delitem(sys.modules, "service.engine.winograd")  # it is imported anew, and not found in its package either
-    monkeypatch.delattr("service.engine.winograd")
+    with capture_logs() as logs:
+        assert pick_way(CPU, torch.float32) == "plain"
+    assert logs == []
+
+
+def test_a_library_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd.ncnn, "Net", Mock(side_effect=ImportError("libgomp.so.1: cannot open shared object file")))
     with capture_logs() as logs:
         assert pick_way(CPU, torch.float32) == "plain"
     assert [log["event"] for log in logs] == ["networks run plainly"]
