@@ -27,6 +27,10 @@ MAGIC = 7767517
 NOT_PACKED = b"\0\0\0\0"
 """before the weights of a layer: they are fp32"""
 
+POOLS = ncnn.PoolAllocator(), ncnn.PoolAllocator()
+"""of all networks, for pictures between layers and for what one layer needs; glibc's heaps of a thread would break in pieces of 16 MB
+(after pictures of all sizes 1.5 GB instead of 2.0)"""
+
 
 def install(network: ResidualAutoencoder) -> None:
     """Make an auto-encoder on the processor, in fp32, compute so.  It cannot be saved, trained or moved any more."""
@@ -54,6 +58,7 @@ class _Layers:
         self._net = ncnn.Net()
         options = self._net.opt
         options.num_threads = torch.get_num_threads()
+        options.blob_allocator, options.workspace_allocator = POOLS
         options.use_winograd63_convolution = False  # no faster than 4x4 places, and twice the memory (measured)
         # All of 16 bits are off: where a processor has them they are used unless one says so.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
