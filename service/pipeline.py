@@ -99,6 +99,8 @@ class Stages:
     """Seconds spent in each named stage of one request."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _turn_s: float = 0.0
+    """waited for the picture's turn, and not yet counted"""
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -110,7 +112,20 @@ class Stages:
             failure = type(error).__name__
             raise
         finally:
-            self.add(stage, time.perf_counter() - started, failure=failure)
+            seconds = time.perf_counter() - started
+            self._count(stage, seconds)
+            traces.stage(stage, seconds, failure=failure)
+
+    async def turn(self, ticket: Ticket) -> None:
+        """Wait for the picture's turn to be begun: a part of the queue, counted with the wait of its first item."""
+        started = time.perf_counter()
+        try:
+            self._turn_s = await ticket.turn()
+        except BaseException as error:
+            traces.stage("queue", time.perf_counter() - started, failure=type(error).__name__)
+            raise
+        if self._turn_s:
+            traces.stage("queue", self._turn_s)
 
     async def on_device(self, submitted: Awaitable[Computed]) -> Any:
         """Wait for the device: what it took is told apart from the time until then, which is the queue's."""
@@ -121,17 +136,19 @@ class Stages:
             traces.stage("queue", time.perf_counter() - started, failure=type(error).__name__)
             raise
         waited, later = time.perf_counter() - started, sum(computed.seconds.values())
-        self.add("queue", max(0.0, waited - later), later)
+        queued = max(0.0, waited - later)
+        self._count("queue", self._turn_s + queued)
+        self._turn_s = 0.0
+        traces.stage("queue", queued, later)
         for stage, seconds in computed.seconds.items():
             later -= seconds
-            self.add(stage, seconds, later, batch=computed.batch)
+            self._count(stage, seconds)
+            traces.stage(stage, seconds, later, batch=computed.batch)
         return computed.result
 
-    def add(self, stage: str, seconds: float, ended_s_ago: float = 0.0, failure: str | None = None, batch: traces.There = None) -> None:
-        """Count seconds towards a stage, and have them in the trace; see ``traces.stage``."""
+    def _count(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         metrics.STAGE_SECONDS.labels(stage=stage).observe(seconds)
-        traces.stage(stage, seconds, ended_s_ago, failure, batch)
 
 
 def name_of(*parts: bytes) -> str:
@@ -208,6 +225,7 @@ class Pipeline:
             width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
         with self.batcher.admit("encode", _padded_pixels(self.engine.manifest, width, height), lane, deadline) as ticket:
+            await stages.turn(ticket)
             with stages.timed("open"):
                 picture, padded, first_look = await ticket.aside(lambda: self._open(source))
             rule = self.engine.manifest.tiling
@@ -321,6 +339,7 @@ class Pipeline:
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha, codec = None, self.codec_of(blob)
+        await stages.turn(ticket)
         with stages.timed("read"):
             latent = await ticket.aside(lambda: self._coding(codec, "decode", blob))
             if container.ALPHA in blob.sections:

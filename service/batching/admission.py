@@ -52,6 +52,13 @@ class Claim:
     since: float
     spent_s: float = field(default=0.0, init=False)
     """of the processor"""
+    waited_s: float = field(default=0.0, init=False)
+    """for its turn to be begun; counts towards the wait of its first item"""
+
+    @property
+    def latest(self) -> float:
+        """When to go on with it, if it shall be done by its deadline."""
+        return self.deadline - self.device_s - self.processor_s
 
 
 class Admission:

@@ -1,11 +1,12 @@
 """The queue in front of the device: who may wait, who goes next, who is told what.
 
-    admit -> Ticket.submit -> Waiting -> DeviceThread -> future of the caller
-                  .aside  -> CpuPool -> result
+    admit -> Ticket.turn   -> Ahead, until the device has little to do
+                   .submit -> Waiting -> DeviceThread -> future of the caller
+                   .aside  -> CpuPool -> result
 
-A picture is admitted once, as a whole and before it is decoded.  Under that ticket it then submits its one item or its tiles to the
-device, and does aside what the processor does: whoever is let in is not turned away half-way, and what waits anywhere in the service is
-bounded in pixels.
+A picture is admitted once, as a whole and before it is decoded.  Under that ticket it waits for its turn to be begun, submits its one item
+or its tiles to the device, and does aside what the processor does: whoever is let in is not turned away half-way, and what waits anywhere
+in the service is bounded in pixels.
 A batch is closed when the device is idle, or, to be laid out beside the one in hand, when it is full or its oldest item has waited
 ``max_delay_s``.  Nothing polls: the dispatcher sleeps until an item comes, a batch is done, or the next moment named by an item.
 Batches run at two sizes only, 1 and ``max_batch`` (the rest is padding), so that the company a request keeps does not choose among many
@@ -22,19 +23,22 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.batching.admission import Admission, Claim, whole_seconds
+from service.batching.ahead import Ahead, Beginner
 from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
 from service.batching.durations import Durations
 from service.batching.refusals import missed, stopping
 from service.batching.replies import answer
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
-from service.errors import DeviceFailed
+from service.errors import DeadlineMissed, DeviceFailed
 from service.telemetry import metrics, traces
 
 STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
 PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
-"""for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished"""
+"""for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished; from when it came"""
+AT_ONCE = 2
+"""pictures of a lane on their way to the device, for each thread of the processor: one more than it works on"""
 
 Result = TypeVar("Result")
 
@@ -44,13 +48,31 @@ class Ticket:
 
     def __init__(self, batcher: Batcher, claim: Claim) -> None:
         self._batcher, self._claim = batcher, claim
+        self._on_its_way = False
+        """begun, and nothing of it has reached the device's row"""
 
     def __enter__(self) -> Ticket:
         self._batcher.admission.enter(self._claim)
         return self
 
     def __exit__(self, failure: object, *_: object) -> None:
+        self._arrived()
         self._batcher.admission.leave(self._claim, failure)
+
+    async def turn(self) -> float:
+        """Wait until the device has so little to do that this picture may be begun; returns the seconds that took.
+
+        Raises DeadlineMissed where the turn would come too late, and Overloaded when the service is closing.  Cancelling the caller gives
+        its place away.
+        """
+        self._claim.waited_s = await self._batcher.turn_of(self._claim)
+        self._on_its_way = True
+        return self._claim.waited_s
+
+    def _arrived(self) -> None:
+        if self._on_its_way:
+            self._on_its_way = False
+            self._batcher.arrived(self._claim.lane)
 
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
@@ -58,9 +80,8 @@ class Ticket:
         Raises DeadlineMissed when its turn comes too late to finish before the deadline, and whatever the call raises.
         """
         claim = self._claim
-        patience = 0.0 if finishing else PATIENCE_S[claim.lane]
-        latest = claim.deadline - claim.device_s - claim.processor_s
-        result, seconds = await self._batcher.processor.run(call, patience, latest)
+        patience = 0.0 if finishing else PATIENCE_S[claim.lane] - claim.waited_s
+        result, seconds = await self._batcher.processor.run(call, patience, claim.latest)
         self._batcher.admission.processed(claim, seconds)
         return result
 
@@ -76,6 +97,7 @@ class Ticket:
         raised.  Cancelling the caller takes the item out of the queue if it has not reached the device, and leaves its neighbours alone.
         """
         self._batcher.admission.submitted(self._claim, pixels)
+        self._arrived()
         return await self._batcher.submit_for(self._claim, shape, payload, pixels)
 
 
@@ -104,6 +126,7 @@ class Batcher:
         self.processor = processor or CpuPool(1, clock)
         self.durations = Durations()
         self._waiting = Waiting(max_batch, self.durations)
+        self._ahead = Ahead(AT_ONCE * self.processor.threads, self._waiting.wait_of)
         self.admission = Admission(list(operations), max_pixels, self.processor.threads, self.durations, self._device_wait_s, clock)
         self._wake = asyncio.Event()
         self._closing = False
@@ -132,8 +155,9 @@ class Batcher:
         return self._closing
 
     def oldest_s(self) -> float:
-        """Seconds the longest-waiting item has waited; 0 where nothing waits."""
-        return self._clock() - self._waiting.oldest() if self._waiting else 0.0
+        """Seconds the longest-waiting has waited for the device or for its turn to be begun; 0 where nothing waits."""
+        since = [beginner.asked for beginner in self._ahead] + ([self._waiting.oldest()] if self._waiting else [])
+        return self._clock() - min(since) if since else 0.0
 
     def admit(self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf) -> Ticket:
         """Let a picture in, or not; to be used as a context manager.
@@ -194,6 +218,32 @@ class Batcher:
         await self._device.stop()
         await self.processor.close()
 
+    async def turn_of(self, claim: Claim) -> float:
+        """``Ticket.turn``, which is what to call; ``arrived`` must follow."""
+        if self._closing or self.death:
+            raise stopping()
+        beginner = Beginner(claim.operation, claim.lane, self._clock(), claim.latest, asyncio.get_running_loop().create_future())
+        self._ahead.add(beginner)
+        self._count(beginner, +1)
+        self._give_turns()
+        if beginner.reply.done():
+            return 0.0
+        try:
+            await beginner.reply
+        except asyncio.CancelledError:
+            if self._ahead.remove(beginner):
+                self._count(beginner, -1)
+                metrics.REJECTED.labels(reason="client-gone").inc()
+            elif not beginner.reply.cancelled() and beginner.reply.exception() is None:
+                self.arrived(claim.lane)  # the turn came in the same moment: to the next
+            raise
+        return self._clock() - beginner.asked
+
+    def arrived(self, lane: Lane) -> None:
+        """A picture whose turn it was waits for the device now, or never will."""
+        self._ahead.arrived(lane)
+        self._wake.set()
+
     async def submit_for(self, claim: Claim, shape: Hashable, payload: Any, pixels: int) -> Any:
         """``Ticket.submit``, which is what to call."""
         if self._closing or self.death:
@@ -201,7 +251,8 @@ class Batcher:
         operation, lane = claim.operation, claim.lane
         share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
         deadline = claim.deadline - claim.processor_s  # it must be coded or written afterwards
-        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply, trace=traces.here())
+        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply, claim.waited_s, trace=traces.here())
+        claim.waited_s = 0.0
         self._waiting.add(item)
         self._count(item, +1)
         self._wake.set()
@@ -210,6 +261,7 @@ class Batcher:
         except asyncio.CancelledError:
             item.gone = True
             if self._waiting.remove(item):
+                self._wake.set()
                 self._count(item, -1)
                 metrics.REJECTED.labels(reason="client-gone").inc()
             raise
@@ -222,8 +274,8 @@ class Batcher:
             return alone
         return min(alone, self.durations.predict(operation, shape, largest, pixels) / largest)
 
-    def _count(self, item: Item, sign: int) -> None:
-        metrics.QUEUE_DEPTH.labels(op=item.bucket[0], lane=item.lane).inc(sign)
+    def _count(self, waiter: Item | Beginner, sign: int) -> None:
+        metrics.QUEUE_DEPTH.labels(op=waiter.operation, lane=waiter.lane).inc(sign)
 
     # -- dispatch, all on the event loop
 
@@ -235,6 +287,7 @@ class Batcher:
                 if batch is not None:
                     self._start(batch)
                     continue
+                self._give_turns()
                 self._wake.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._until_next_moment())
@@ -244,6 +297,24 @@ class Batcher:
                 self._waiting.remove(item)
                 self._count(item, -1)
                 answer(item.reply, stopping())
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Tell those who may be begun, or that nobody will be."""
+        if self._closing:
+            for late in list(self._ahead):
+                self._overtaken(late, stopping())
+        while (beginner := self._ahead.next()) is not None:
+            self._count(beginner, -1)
+            if beginner.reply.done():
+                self._ahead.arrived(beginner.lane)  # the caller left in the same moment
+            answer(beginner.reply, None)
+
+    def _overtaken(self, beginner: Beginner, why: Exception) -> None:
+        """Its turn will not come, or too late."""
+        self._ahead.remove(beginner)
+        self._count(beginner, -1)
+        answer(beginner.reply, why)
 
     def _next(self) -> Batch | None:
         """A batch, if one may be closed now."""
@@ -260,7 +331,7 @@ class Batcher:
         now, operation = self._clock(), batch.bucket[0]
         for item in batch.items:
             self._count(item, -1)
-            metrics.QUEUE_WAIT.labels(op=operation, lane=item.lane).observe(now - item.arrived)
+            metrics.QUEUE_WAIT.labels(op=operation, lane=item.lane).observe(item.waited_s + now - item.arrived)
         metrics.BATCH_SIZE.labels(op=operation).observe(len(batch.items))
         metrics.BATCH_PIXELS.labels(op=operation).observe(batch.size * batch.items[0].pixels)
         self._device.start(batch)
@@ -291,11 +362,17 @@ class Batcher:
     def _expire(self) -> None:
         for item in self._waiting.expired(self._device_free_at()):
             self._count(item, -1)
-            answer(item.reply, missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(item.lane))))
+            answer(item.reply, self._missed(item.lane))
+        for beginner in [beginner for beginner in self._ahead if beginner.latest < self._clock()]:
+            self._overtaken(beginner, self._missed(beginner.lane))
+
+    def _missed(self, lane: Lane) -> DeadlineMissed:
+        return missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(lane)))
 
     def _until_next_moment(self) -> float | None:
         """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""
         moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < math.inf]
+        moments += [beginner.latest for beginner in self._ahead if beginner.latest < math.inf]
         if self._waiting and len(self._device.batches) == 1:
             moments.append(self._waiting.oldest() + self._max_delay_s)
         return max(0.0, min(moments) - self._clock()) if moments else None

@@ -39,10 +39,16 @@ class Item:
     """its share of device time, as predicted when it came"""
     reply: Any
     """whatever the owner of the queue answers by"""
+    waited_s: float = 0.0
+    """before it arrived, for its picture's turn to be begun"""
     gone: bool = False
     """the caller left"""
     trace: Any = None
     """the span it is part of"""
+
+    @property
+    def operation(self) -> str:
+        return self.bucket[0]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from service.batching.batcher import Batcher
+from service.batching.batcher import Batcher, Ticket
 from service.batching.device import Ending
+from service.batching.waiting import Lane
 from service.errors import DeadlineMissed, DeviceFailed, OutOfMemory, Overloaded
 
 
@@ -699,6 +701,169 @@ def test_an_interactive_picture_does_not_wait_for_bulk_on_the_processor() -> Non
             assert batcher.predicted_wait_s("bulk") == pytest.approx(5.0)
 
     run(scenario, clock=lambda: now)
+
+
+def begun(batcher: Batcher, number: int, order: list[int], lane: Lane = "interactive", deadline: float = math.inf) -> "asyncio.Task[Any]":
+    """A picture's whole way, noting when it was begun."""
+
+    async def journey() -> Any:
+        with batcher.admit("square", 1, lane, deadline) as ticket:
+            await ticket.turn()
+            order.append(number)
+            return await ticket.submit("s", number, 1)
+
+    return asyncio.create_task(journey())
+
+
+async def enough(batcher: Batcher, device: Device, order: list[int]) -> "list[asyncio.Task[Any]]":
+    """Have a batch in hand, one laid out and one picture in the row, which is as much as is begun where each takes two seconds."""
+    batcher.durations.learn("square", "s", 1, 1, 2.0)
+    tasks = [await held(batcher, device)]
+    for number in range(2):
+        tasks.append(begun(batcher, number, order))
+        while len(order) <= number or (number == 0 and batcher._waiting):
+            await asyncio.sleep(0)
+    return tasks
+
+
+def test_pictures_are_begun_while_less_than_a_second_of_work_waits() -> None:
+    order: list[int] = []
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        batcher.durations.learn("square", "s", 1, 1, 0.4)
+        first = await held(batcher, device)
+        tasks = [begun(batcher, number, order) for number in range(9)]
+        await settle()
+        # nought lies beside the one in hand, and four wait: the last two were begun at once, when it was 0.8 s
+        assert order == [0, 1, 2, 3, 4]
+        assert depth() == 8, "who waits for a turn waits for the device"
+        device.gate.set()
+        assert await asyncio.gather(*tasks) == [number * number for number in range(9)]
+        assert order == list(range(9))
+        await first
+
+    run(scenario, max_batch=1, max_delay_s=0)
+
+
+def test_one_lanes_pictures_are_begun_whatever_waits_in_the_other() -> None:
+    order: list[int] = []
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        batcher.durations.learn("square", "s", 1, 1, 0.4)
+        first = await held(batcher, device)
+        tasks = [begun(batcher, number, order, "bulk") for number in range(9)]
+        await settle()
+        tasks.append(begun(batcher, 100, order))
+        await settle()
+        assert order[-1] == 100
+        assert len(order) < 9
+        device.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    run(scenario, max_batch=1, max_delay_s=0)
+
+
+def test_the_wait_for_a_turn_is_a_wait_for_the_device() -> None:
+    now = 0.0
+    labels = {"op": "square", "lane": "interactive"}
+    before = REGISTRY.get_sample_value("sdc_queue_wait_seconds_sum", labels) or 0.0
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        nonlocal now
+        *_, waiting = tasks = await enough(batcher, device, [])
+        outside = begun(batcher, 2, [])
+        await settle()
+        now = 5.0
+        assert batcher.oldest_s() == 5.0
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        device.gate.set()
+        await asyncio.gather(outside, *tasks[:2])
+        assert batcher.oldest_s() == 0.0
+
+    run(scenario, max_batch=1, max_delay_s=0, clock=lambda: now)
+    assert (REGISTRY.get_sample_value("sdc_queue_wait_seconds_sum", labels) or 0.0) - before == pytest.approx(5.0)
+
+
+def test_a_turn_that_would_come_too_late_is_refused_when_that_is_plain() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        tasks = await enough(batcher, device, [])
+        late = batcher.admission.claim("square", 1, "interactive", math.inf)
+        late.deadline = time.monotonic() + late.device_s + 0.05
+        with pytest.raises(DeadlineMissed), Ticket(batcher, late) as ticket:
+            await ticket.turn()
+        assert not tasks[0].done()
+        device.gate.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario, max_batch=1, max_delay_s=0)
+
+
+@pytest.mark.parametrize("moment", ["in the row", "when it is given", "before that", "begun"])
+def test_whoever_leaves_gives_the_turn_to_the_next(moment: str) -> None:
+    order: list[int] = []
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        tasks = await enough(batcher, device, order)
+        for turn in range(10):  # more than may be on their way
+            leaving = begun(batcher, 90 + turn, order)
+            await settle()
+            if moment == "begun":
+                tasks[-1].cancel()  # nothing waits any more
+                while order[-1] != 90 + turn:
+                    await asyncio.sleep(0)
+                tasks[-1] = leaving
+                continue
+            if moment == "in the row":
+                leaving.cancel()
+            else:
+                waits, batcher._ahead._waiting_s = batcher._ahead._waiting_s, lambda lane: 0.0
+                if moment == "before that":
+                    leaving.cancel()  # its task has not run since, and it stands in the row
+                batcher._give_turns()
+                if moment == "when it is given":
+                    leaving.cancel()
+                batcher._ahead._waiting_s = waits
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+        device.gate.set()
+        assert await asyncio.gather(*(begun(batcher, number, order) for number in range(3, 20))) == [n * n for n in range(3, 20)]
+        await asyncio.gather(*tasks)
+        assert not batcher._ahead._begun.total()
+
+    run(scenario, max_batch=1, max_delay_s=0)
+
+
+def test_closing_refuses_who_waits_for_a_turn_at_once() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        tasks = await enough(batcher, device, [])
+        outside = begun(batcher, 2, [])
+        await settle()
+        closing = asyncio.create_task(batcher.close())
+        with pytest.raises(Overloaded, match="stopping"):
+            await outside
+        with pytest.raises(Overloaded, match="stopping"):
+            await batcher.turn_of(batcher.admission.claim("square", 1, "interactive", math.inf))
+        device.gate.set()
+        await closing
+        assert await asyncio.gather(*tasks) == [1_000_000, 0, 1]
+
+    run(scenario, max_batch=1, max_delay_s=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_for_a_turn_is_told_of_the_devices_death() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        device.die_on = {1000}
+        tasks = await enough(batcher, device, [])
+        outside = begun(batcher, 2, [])
+        await settle()
+        device.gate.set()
+        with pytest.raises(Overloaded, match="stopping"):
+            await outside
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scenario, max_batch=1, max_delay_s=0)
 
 
 @pytest.mark.parametrize("twice", [True, False])

@@ -1,9 +1,10 @@
 """One process of the service without threads, model and HTTP: the same admission, rows and learned durations, on a clock that jumps.
 
-    arrive -> slots -> admission -> processor -> rows -> device, one batch in hand and one laid out -> processor -> reply
+    arrive -> slots -> admission -> turn -> processor -> rows -> device, one batch in hand and one laid out -> processor -> reply
 
-``Admission``, ``Waiting`` and ``Durations`` are the service's own; what ``Batcher``, ``DeviceThread`` and ``CpuPool`` do with them is done
-here without an event loop.  Not modelled: the bound on bytes of bodies, coalescing, kept renders (a trace holds what misses them).
+``Admission``, ``Ahead``, ``Waiting`` and ``Durations`` are the service's own; what ``Batcher``, ``DeviceThread`` and ``CpuPool`` do with
+them is done here without an event loop.  Not modelled: the bound on bytes of bodies, coalescing, kept renders (a trace holds what misses
+them).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from service.batching.admission import Admission, Claim
-from service.batching.batcher import PATIENCE_S
+from service.batching.ahead import Ahead, Beginner
+from service.batching.batcher import AT_ONCE, PATIENCE_S
 from service.batching.durations import Durations
 from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
 from service.bench.fleet.events import Events
@@ -63,6 +65,8 @@ class Request:
     answered: Callable[[Request, str | None], None]
     """told the reason of a refusal, or None"""
     claim: Claim = field(init=False)
+    on_its_way: bool = field(default=False, init=False)
+    """begun, and not yet in the device's row"""
 
 
 class Replica:
@@ -86,6 +90,7 @@ class Replica:
         self._admission = Admission(
             list(ITEMS_OF.values()), limits.max_queued_pixels, limits.cpu_workers, self.durations, self._device_wait_s, events.clock
         )
+        self._ahead = Ahead(AT_ONCE * limits.cpu_workers, self._waiting.wait_of)
         self._threads = limits.cpu_workers
         self._row: list[tuple[float, int, Request, float, Callable[[Request], None]]] = []
         self._numbers = itertools.count()
@@ -124,14 +129,29 @@ class Replica:
             return
         self.inside[picture.operation] += 1
         self._admission.enter(request.claim)
-        self._aside(request, picture.begin_s, PATIENCE_S[picture.lane], self._submit)
+        self._ahead.add(Beginner(_bucket(picture)[0], picture.lane, self.events.now, request.claim.latest, request))
+        self._dispatch()
+
+    def _give_turns(self) -> None:
+        """Whoever may be begun."""
+        while (beginner := self._ahead.next()) is not None:
+            request, lane = beginner.reply, beginner.lane
+            request.on_its_way = True
+            request.claim.waited_s = self.events.now - beginner.asked
+            self._aside(request, request.picture.begin_s, PATIENCE_S[lane] - request.claim.waited_s, self._submit)
 
     def _refused(self, request: Request, reason: str) -> None:
         self.rejected[reason] += 1
         request.answered(request, reason)
 
+    def _arrived(self, request: Request) -> None:
+        if request.on_its_way:
+            request.on_its_way = False
+            self._ahead.arrived(request.picture.lane)
+
     def _overtaken(self, request: Request) -> None:
         """Its deadline passed while it waited."""
+        self._arrived(request)
         self._admission.leave(request.claim, DeadlineMissed)
         self.inside[request.picture.operation] -= 1
         self._refused(request, "deadline-passed")
@@ -175,9 +195,10 @@ class Replica:
     def _submit(self, request: Request) -> None:
         picture, claim, bucket = request.picture, request.claim, _bucket(request.picture)
         self._admission.submitted(claim, picture.pixels)
+        self._arrived(request)
         share = self._share(*bucket, picture.pixels)
         deadline = claim.deadline - claim.processor_s
-        self._waiting.add(Item(bucket, None, picture.pixels, picture.lane, self.events.now, deadline, share, request))
+        self._waiting.add(Item(bucket, None, picture.pixels, picture.lane, self.events.now, deadline, share, request, claim.waited_s))
         self._dispatch()
 
     def _share(self, operation: str, shape: str, pixels: int) -> float:
@@ -188,13 +209,12 @@ class Replica:
         return min(alone, durations.predict(operation, shape, largest, pixels) / largest)
 
     def _dispatch(self) -> None:
-        while self._waiting:
-            self._expire()
-            batch = self._next()
-            if batch is None:
-                self._look_again()
-                break
+        self._expire()
+        while (batch := self._next()) is not None:
             self._start(batch)
+            self._expire()
+        self._give_turns()
+        self._look_again()
 
     def _next(self) -> Batch | None:
         if not self._waiting or len(self._batches) >= 2:
@@ -206,7 +226,7 @@ class Replica:
 
     def _start(self, batch: Batch) -> None:
         for item in batch.items:
-            key, waited = (item.bucket[0], item.lane), self.events.now - item.arrived
+            key, waited = (item.operation, item.lane), item.waited_s + self.events.now - item.arrived
             self._waits[key][bisect_left(BUCKETS_S, waited)] += 1
             self._waited_s[key] += waited
         self._batches.append(batch)
@@ -232,10 +252,14 @@ class Replica:
         free_at = max(self.events.now, self._busy_since + self._running_s()) if self._batches else self.events.now
         for item in self._waiting.expired(free_at):
             self._overtaken(item.reply)
+        for beginner in [beginner for beginner in self._ahead if beginner.latest < self.events.now]:
+            self._ahead.remove(beginner)
+            self._overtaken(beginner.reply)
 
     def _look_again(self) -> None:
         """When an item can expire or a batch may be laid out, if nothing happens before."""
         moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < float("inf")]
+        moments += [beginner.latest for beginner in self._ahead if beginner.latest < float("inf")]
         if self._waiting and len(self._batches) == 1:
             moments.append(self._waiting.oldest() + self.limits.max_delay_s)
         if moments and max(self.events.now, min(moments)) < self._next_look:
@@ -265,8 +289,9 @@ class Replica:
             yield "sdc_inflight", labels(op=operation), float(self.inside[operation])
         for reason, count in self.rejected.items():
             yield "sdc_rejected_total", labels(reason=reason), float(count)
-        yield "sdc_queue_oldest_seconds", labels(), self.events.now - self._waiting.oldest() if self._waiting else 0.0
-        waiting = Counter((item.bucket[0], item.lane) for item in self._waiting)
+        since = [beginner.asked for beginner in self._ahead] + ([self._waiting.oldest()] if self._waiting else [])
+        yield "sdc_queue_oldest_seconds", labels(), self.events.now - min(since) if since else 0.0
+        waiting = Counter((waiter.operation, waiter.lane) for row in (self._ahead, self._waiting) for waiter in row)
         for key, counts in self._waits.items():
             op, lane = key
             yield "sdc_queue_depth", labels(op=op, lane=lane), float(waiting[key])

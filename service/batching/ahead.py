@@ -1,0 +1,72 @@
+"""How far the processor works ahead of the device: who is to be begun waits here while the device has enough to do.
+
+Read further ahead, pictures would only lie about, decoded, and on a machine where both share the cores the first of a burst would come
+later for it.  A pure data structure, like ``waiting``: it knows no threads, futures or clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from service.batching.waiting import LANES, Lane
+
+AHEAD_S = 1.0
+"""nothing is begun in a lane while so many seconds of device time wait there: more than it takes to open a picture, and than a full batch
+takes where batches pay"""
+
+
+@dataclass(eq=False)
+class Beginner:
+    """A picture that was let in and is not begun."""
+
+    operation: str
+    lane: Lane
+    asked: float
+    """when it came, on the queue's clock"""
+    latest: float
+    """begun later it would be late"""
+    reply: Any
+    """whatever the owner answers by"""
+
+
+class Ahead:
+    """A row for each lane, first come, first served.
+
+    Args:
+        at_once: pictures of a lane that may be on their way to the device: twice the processor's threads, so that none looks for work.
+        waiting_s: seconds of device time that wait before an item of a lane.
+    """
+
+    def __init__(self, at_once: int, waiting_s: Callable[[Lane], float]) -> None:
+        self._at_once, self._waiting_s = at_once, waiting_s
+        self._rows: dict[Lane, deque[Beginner]] = {lane: deque() for lane in LANES}
+        self._begun: Counter[Lane] = Counter()
+
+    def __iter__(self) -> Iterator[Beginner]:
+        return (beginner for row in self._rows.values() for beginner in row)
+
+    def add(self, beginner: Beginner) -> None:
+        self._rows[beginner.lane].append(beginner)
+
+    def remove(self, beginner: Beginner) -> bool:
+        """Take one out of the row; False where it is not there."""
+        row = self._rows[beginner.lane]
+        if beginner not in row:
+            return False
+        row.remove(beginner)
+        return True
+
+    def next(self) -> Beginner | None:
+        """Whoever may be begun now, if there is one; it is on its way until ``arrived``."""
+        for lane, row in self._rows.items():
+            if row and self._begun[lane] < self._at_once and self._waiting_s(lane) < AHEAD_S:
+                self._begun[lane] += 1
+                return row.popleft()
+        return None
+
+    def arrived(self, lane: Lane) -> None:
+        """One that was begun waits for the device now, or never will."""
+        self._begun[lane] -= 1
