@@ -4,25 +4,39 @@ import sys
 
 import pytest
 
-from service.engine.lean import UNUSED, hidden
+from service.engine.lean import COMPILER, UNUSED, hidden, undecorated
+
+
+def said(script: str) -> str:
+    """What a new process prints."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def loaded_by(module: str) -> set[str]:
-    """The packages that a new process has imported with ``module``."""
-    script = f"import {module}, sys; print(*sys.modules)"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300).stdout
-    return {name.partition(".")[0] for name in said.split()}
+    """What a new process has imported with ``module``."""
+    return set(said(f"import {module}, sys; print(*sys.modules)").split())
 
 
 def test_a_service_starts_without_what_it_does_not_use() -> None:
     assert all(importlib.util.find_spec(package) for package in UNUSED), "they are installed, and still"
-    assert loaded_by("service.app") & {*UNUSED, "torch", "diffusers"} == {"torch", "diffusers"}
+    assert loaded_by("service.app") & {*UNUSED, COMPILER, "sympy", "torch", "diffusers"} == {"torch", "diffusers"}
+
+
+def test_whoever_wants_the_compiler_afterwards_has_it() -> None:
+    compiled = "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item()"
+    assert said(f"import service.engine.lean, torch; print({compiled}); import torch._dynamo; print(torch._dynamo.__file__)").startswith(
+        "2.0\n/"
+    )
 
 
 @pytest.mark.parametrize("module", ["service.cli", "service.api.access", "service.api.variants", "service.checkpoints.installed"])
 def test_who_explains_lists_or_signs_loads_no_networks(module: str) -> None:
     """`sdc --help`, `sdc models list` and `sdc sign` in a second, not in the ten that torch and diffusers take on a slow processor."""
     assert not loaded_by(module) & {"torch", "diffusers"}
+
+
+def test_diffusers_that_were_imported_before_are_left_as_they_are() -> None:
+    assert said("import diffusers.loaders, service.engine.lean; from diffusers.loaders import PeftAdapterMixin; print('fine')") == "fine\n"
 
 
 def test_hidden_is_not_found_and_back_afterwards() -> None:
@@ -34,3 +48,14 @@ def test_hidden_is_not_found_and_back_afterwards() -> None:
             importlib.import_module(name)
     assert importlib.import_module(name)
     sys.modules.pop(name)
+
+
+def test_a_stand_in_leaves_functions_as_they_are_and_goes() -> None:
+    name = "chunk"
+    assert name not in sys.modules
+    with undecorated(name, "silent"), undecorated("json", "silent"):
+        stand_in = importlib.import_module(name)
+        for decorated in (stand_in.silent(len), stand_in.silent()(len), stand_in.silent(reason="why")(len), stand_in.silent(len, True)):
+            assert decorated is len
+        assert not hasattr(importlib.import_module("json"), "silent"), "imported already"
+    assert name not in sys.modules
