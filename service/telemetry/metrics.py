@@ -12,9 +12,14 @@ SLOTS = Gauge("sdc_slots", "Requests that may be at work or waiting at once.")
 INFLIGHT = Gauge("sdc_inflight", "Requests at work or waiting.", ["op"])
 REJECTED = Counter("sdc_rejected_total", "Requests that were let go without a result.", ["reason"])
 COALESCED = Counter("sdc_coalesced_total", "Requests that shared the run of an identical one under way.")
-QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device.", ["op", "lane"])
-QUEUE_OLDEST = Gauge("sdc_queue_oldest_seconds", "How long the longest-waiting item has waited for the device.")
-QUEUE_WAIT = Histogram("sdc_queue_wait_seconds", "Time an item waited for the device.", ["op", "lane"], buckets=_SECONDS)
+QUEUE_DEPTH = Gauge("sdc_queue_depth", "Items waiting for the device, and pictures for their turn to be begun.", ["op", "lane"])
+QUEUE_OLDEST = Gauge("sdc_queue_oldest_seconds", "How long the longest-waiting of them has waited.")
+QUEUE_WAIT = Histogram(
+    "sdc_queue_wait_seconds",
+    "Time an item waited for the device; the first of a picture, for its turn too.",
+    ["op", "lane"],
+    buckets=_SECONDS,
+)
 BATCH_SIZE = Histogram("sdc_batch_size", "Items of a batch, padding not counted.", ["op"], buckets=(1, 2, 4, 8, 16, 32))
 BATCH_PIXELS = Histogram(
     "sdc_batch_cost_pixels", "Pixels of a batch, padding counted.", ["op"], buckets=tuple(1 << exponent for exponent in range(14, 27, 2))
