@@ -363,7 +363,8 @@ class Batcher:
         for item in self._waiting.expired(self._device_free_at()):
             self._count(item, -1)
             answer(item.reply, self._missed(item.lane))
-        for beginner in [beginner for beginner in self._ahead if beginner.latest < self._clock()]:
+        now = self._clock()
+        for beginner in [beginner for beginner in self._ahead if beginner.latest < now]:
             self._overtaken(beginner, self._missed(beginner.lane))
 
     def _missed(self, lane: Lane) -> DeadlineMissed:

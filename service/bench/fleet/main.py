@@ -21,6 +21,7 @@ from service.settings import Settings
 
 MEASURE_S = 15.0
 BEFORE_S = 600.0
+BEGINNING_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _sums(days: dict[str, Told], day: Day, price: float, capacity: float, compre
         for label, value in {
             "requests": f"{len(told.arrived):,}",
             "refused": f"{len(told.arrived) - served:,} ({_reasons(told)})",
-            "refused in the sale": f"{100 * told.refused_share(day.sale.begins_s, day.sale.ends_s):.2f} %" if day.sale else "no sale",
+            "refused in the sale; in its first five minutes": _refused(told, day.sale),
             "replica-hours": f"{told.replica_s / 3600:.1f}",
             "replica-hours for a million renders": f"{told.replica_s / 3600 / told.renders * 1e6:.0f}",
             f"cost of a million renders at {price:g} a replica-hour": f"{price * told.replica_s / 3600 / told.renders * 1e6:.2f}",
@@ -125,6 +126,12 @@ def _sums(days: dict[str, Told], day: Day, price: float, capacity: float, compre
     for label, values in rows.items():
         table.add_row(label, *values)
     return table
+
+
+def _refused(told: Told, sale: Sale | None) -> str:
+    if sale is None:
+        return "no sale"
+    return "; ".join(f"{100 * told.refused_share(sale.begins_s, ends):.2f} %" for ends in (sale.ends_s, sale.begins_s + BEGINNING_S))
 
 
 def _reasons(told: Told) -> str:
