@@ -479,7 +479,8 @@ async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterat
             coding = Coders(count)
             stack.push_async_callback(asyncio.to_thread, coding.close)
         processor = CpuPool(settings.cpu_workers)
-        batcher = Batcher(operations, settings.max_batch, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
+        largest = engine.batch_of(settings.max_batch)
+        batcher = Batcher(operations, largest, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
         pipeline = Pipeline(engine, codec, batcher, settings, others, coding)
         stack.push_async_callback(pipeline.close)
         if warm:

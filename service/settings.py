@@ -95,7 +95,12 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(52_428_800, ge=1, description="Pixels of the largest picture accepted.")
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
-    max_batch: int = Field(4, ge=1, le=64, description="Batches run at this size or alone.")
+    max_batch: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Batches run at this size or alone; always alone where the bundled model runs by ncnn (a processor without bf16).",
+    )
     max_queued_pixels: int = Field(64 << 20, ge=1, description="Pixels of pictures that may be in the service before more are refused.")
     max_delay_ms: float = Field(10.0, ge=0, le=1000, description="How long a batch waits for company while the device is busy.")
     slots: int = Field(

@@ -185,11 +185,25 @@ def test_a_processor_is_warmed_up_by_one_run_of_each_size(settings: Settings) ->
     before = {op: runs(op) for op in ("encode", "render")}
 
     async def main() -> None:
-        async with open_pipeline(settings.model_copy(update={"device": "cpu"})) as pipeline:
+        async with open_pipeline(settings.model_copy(update={"device": "cpu", "dtype": "bfloat16"})) as pipeline:
             assert pipeline.batcher.durations.predict("encode", (512, 512, False), settings.max_batch, 512**2) > 0
 
     asyncio.run(main())
     assert {op: runs(op) - count for op, count in before.items()} == {"encode": 4, "render": 4}
+
+
+def test_where_pictures_are_computed_one_by_one_there_are_no_batches(bundled_settings: Settings) -> None:
+    """Nothing would be gained by them, and the first pictures of each would wait for the last."""
+    before = runs("encode")
+
+    async def main() -> None:
+        async with open_pipeline(bundled_settings.model_copy(update={"device": "cpu", "dtype": "float32", "max_batch": 4})) as pipeline:
+            assert runs("encode") - before == 2, "a small and a middling picture, and no full batches of them"
+            pictures = [png(make_picture(32, 32, seed)) for seed in range(5)]
+            await asyncio.gather(*(pipeline.compress(picture, CompressOptions()) for picture in pictures))
+
+    asyncio.run(main())
+    assert runs("encode") - before == 2 + 5
 
 
 def runs(operation: str) -> float:

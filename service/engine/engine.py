@@ -90,6 +90,10 @@ class Engine:
         """Whether the first run of a shape takes many times as long as those after it.  On a processor, not compiled: about 6 % more."""
         return self.device.type != "cpu" or self._buckets is not None
 
+    def batch_of(self, wanted: int) -> int:
+        """How large a batch may be where so many are allowed: 1 where that gains nothing, because its pictures are computed one by one."""
+        return 1 if self._networks.alone else wanted
+
     @property
     def decoder_name(self) -> str:
         """What, beside the model's name and version, decides on the pixels of a latent."""

@@ -123,6 +123,8 @@ class Networks:
                 from service.engine import winograd  # needs ncnn's library, which may not load everywhere
 
                 winograd.install(network)
+        self.alone = way == "winograd" and all(isinstance(network, ResidualAutoencoder) for network in (self._vae, self._decoder))
+        """whether pictures of a batch are encoded and decoded one after the other"""
         try:
             scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
             self.article_scheduler = article.load_scheduler(folder)

@@ -99,6 +99,7 @@ def test_others_run_meanwhile(quick: winograd._Layers) -> None:
 def test_the_bundled_model(photo: Plane) -> None:
     """And no weight is held twice; pictures of sizes that fill no tile, too."""
     plain, quick = plain_and("winograd", BUNDLED_MODEL, CPU)
+    assert quick.alone and not plain.alone
     assert quick.parameters == plain.parameters > sum(weight.numel() for weight in quick._vae.parameters())
     for height, width in ((16, 16), (80, 112)):
         pixels = torch.from_numpy(photo[:height, :width].copy()).permute(2, 0, 1)[None] / 127.5 - 1
@@ -111,6 +112,7 @@ def test_the_bundled_model(photo: Plane) -> None:
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_other_autoencoders_are_left_as_they_are(kind: str, model_of: Callable[[str], Path]) -> None:
     _, quick = plain_and("winograd", model_of(kind), CPU)
+    assert not quick.alone
     assert quick.parameters == sum(parameter.numel() for network in (quick._vae, quick._unet) for parameter in network.parameters())
 
 

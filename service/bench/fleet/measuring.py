@@ -68,10 +68,11 @@ class _Watched(Batcher):
         return await super().submit_for(claim, shape, payload, pixels)
 
 
-async def _pictures(settings: Settings, jobs: list[Job], outside_s: dict[Operation, float]) -> tuple[str, list[Picture]]:
-    """The model, and every job as both operations."""
+async def _pictures(settings: Settings, jobs: list[Job], outside_s: dict[Operation, float]) -> tuple[str, int, list[Picture]]:
+    """The model, how many pictures a full batch has, and every job as both operations."""
     tune()
     engine, codec = await loaded(settings)
+    settings = settings.model_copy(update={"max_batch": engine.batch_of(settings.max_batch)})
     batcher = _Watched(device_operations(engine), settings)
     pipeline, found = Pipeline(engine, codec, batcher, settings), []
     try:
@@ -81,7 +82,7 @@ async def _pictures(settings: Settings, jobs: list[Job], outside_s: dict[Operati
             found += [await _picture(pipeline, batcher, each, source, size, blob, outside_s[each]) for each in OPERATIONS]
     finally:
         await pipeline.close()
-    return engine.description, found
+    return engine.description, settings.max_batch, found
 
 
 async def _picture(
@@ -171,16 +172,16 @@ def measure(settings: Settings, seconds: float, told: Callable[[str], None]) -> 
     told("how long a process takes to get ready")
     ready_s, outside_s = _ready_and_outside(settings, jobs)
     told(f"{len(jobs)} photographs, each part alone")
-    model, pictures = asyncio.run(_pictures(settings, jobs, outside_s))
+    model, batch, pictures = asyncio.run(_pictures(settings, jobs, outside_s))
     measured = Measured(
-        machine=machine(), model=model, max_batch=settings.max_batch, cpu_workers=settings.cpu_workers, ready_s=ready_s,
+        machine=machine(), model=model, max_batch=batch, cpu_workers=settings.cpu_workers, ready_s=ready_s,
         contention=dict.fromkeys(OPERATIONS, 1.0), pictures=pictures,
     )  # fmt: skip
     told("the bare loop under load")
-    bare = asyncio.run(bare_loop(settings, jobs, seconds, (settings.max_batch,)))
-    limits = Limits(10**6, settings.max_batch, 1 << 40, settings.max_delay_ms / 1000, settings.cpu_workers, float("inf"))
+    bare = asyncio.run(bare_loop(settings, jobs, seconds, (batch,)))
+    limits = Limits(10**6, batch, 1 << 40, settings.max_delay_ms / 1000, settings.cpu_workers, float("inf"))
     contention: dict[Operation, float] = {}
     for operation in OPERATIONS:
-        alone = saturated(measured, limits, operation, 3 * settings.max_batch + settings.cpu_workers, 600)
-        contention[operation] = alone / bare[operation][settings.max_batch]
+        alone = saturated(measured, limits, operation, 3 * batch + settings.cpu_workers, 600)
+        contention[operation] = alone / bare[operation][batch]
     return measured.model_copy(update={"contention": contention})
