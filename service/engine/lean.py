@@ -1,4 +1,4 @@
-"""Imports diffusers without what it would bring along and nothing here uses: two fifths of the time that a process takes to start.
+"""Imports diffusers without what it would bring along and nothing here uses: half of what the imports of a process took.
 
 - scipy and transformers, where they are installed, are for pipelines, quantised weights and single-file checkpoints.  diffusers tells what
   is installed by looking for it, once; so nothing is to be found while it looks.

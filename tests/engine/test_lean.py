@@ -30,7 +30,7 @@ def test_a_service_starts_without_what_it_does_not_use_and_has_it_where_it_asks(
 
 @pytest.mark.parametrize("module", ["service.cli", "service.api.access", "service.api.variants", "service.checkpoints.installed"])
 def test_who_explains_lists_or_signs_loads_no_networks(module: str) -> None:
-    """`sdc --help`, `sdc models list` and `sdc sign` in a second, not in the ten that torch and diffusers take on a slow processor."""
+    """`sdc --help`, `sdc models list` and `sdc sign` in a second, not in the six that torch and diffusers take on a slow processor."""
     assert not loaded_by(module) & {"torch", "diffusers"}
 
 
