@@ -59,6 +59,13 @@ class Ahead:
         row.remove(beginner)
         return True
 
+    def expired(self, now: float) -> list[Beginner]:
+        """Take out everyone who would be late by now."""
+        late = [beginner for beginner in self if beginner.latest < now]
+        for beginner in late:
+            self.remove(beginner)
+        return late
+
     def next(self) -> Beginner | None:
         """Whoever may be begun now, if there is one; it is on its way until ``arrived``."""
         for lane, row in self._rows.items():

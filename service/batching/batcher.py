@@ -303,6 +303,7 @@ class Batcher:
         """Tell those who may be begun, or that nobody will be."""
         if self._closing:
             for late in list(self._ahead):
+                self._ahead.remove(late)
                 self._overtaken(late, stopping())
         while (beginner := self._ahead.next()) is not None:
             self._count(beginner, -1)
@@ -311,8 +312,7 @@ class Batcher:
             answer(beginner.reply, None)
 
     def _overtaken(self, beginner: Beginner, why: Exception) -> None:
-        """Its turn will not come, or too late."""
-        self._ahead.remove(beginner)
+        """Out of the row: its turn will not come, or too late."""
         self._count(beginner, -1)
         answer(beginner.reply, why)
 
@@ -363,8 +363,7 @@ class Batcher:
         for item in self._waiting.expired(self._device_free_at()):
             self._count(item, -1)
             answer(item.reply, self._missed(item.lane))
-        now = self._clock()
-        for beginner in [beginner for beginner in self._ahead if beginner.latest < now]:
+        for beginner in self._ahead.expired(self._clock()):
             self._overtaken(beginner, self._missed(beginner.lane))
 
     def _missed(self, lane: Lane) -> DeadlineMissed:

@@ -703,11 +703,11 @@ def test_an_interactive_picture_does_not_wait_for_bulk_on_the_processor() -> Non
     run(scenario, clock=lambda: now)
 
 
-def begun(batcher: Batcher, number: int, order: list[int], lane: Lane = "interactive", deadline: float = math.inf) -> "asyncio.Task[Any]":
+def begun(batcher: Batcher, number: int, order: list[int], lane: Lane = "interactive") -> "asyncio.Task[Any]":
     """A picture's whole way, noting when it was begun."""
 
     async def journey() -> Any:
-        with batcher.admit("square", 1, lane, deadline) as ticket:
+        with batcher.admit("square", 1, lane) as ticket:
             await ticket.turn()
             order.append(number)
             return await ticket.submit("s", number, 1)

@@ -252,8 +252,7 @@ class Replica:
         free_at = max(self.events.now, self._busy_since + self._running_s()) if self._batches else self.events.now
         for item in self._waiting.expired(free_at):
             self._overtaken(item.reply)
-        for beginner in [beginner for beginner in self._ahead if beginner.latest < self.events.now]:
-            self._ahead.remove(beginner)
+        for beginner in self._ahead.expired(self.events.now):
             self._overtaken(beginner.reply)
 
     def _look_again(self) -> None:
