@@ -186,7 +186,7 @@ def test_a_processor_is_warmed_up_by_one_run_of_each_size(settings: Settings) ->
 
     async def main() -> None:
         async with open_pipeline(settings.model_copy(update={"device": "cpu", "dtype": "bfloat16"})) as pipeline:
-            assert pipeline.batcher.durations.predict("encode", (512, 512, False), settings.max_batch, 512**2) > 0
+            assert pipeline.batcher.rows.durations.predict("encode", (512, 512, False), settings.max_batch, 512**2) > 0
 
     asyncio.run(main())
     assert {op: runs(op) - count for op, count in before.items()} == {"encode": 4, "render": 4}

@@ -36,5 +36,5 @@ async def readyz(services: InjectedServices) -> Response:
 @router.head("/metrics", include_in_schema=False)
 async def metrics(services: InjectedServices) -> Response:
     """Prometheus text format."""
-    telemetry.QUEUE_OLDEST.set(services.pipeline.batcher.oldest_s())
+    telemetry.QUEUE_OLDEST.set(services.pipeline.batcher.rows.oldest_s())
     return Response(generate_latest(), 200, {**FRESH, "Content-Type": CONTENT_TYPE_LATEST})

@@ -16,6 +16,8 @@ from service.batching.waiting import LANES, Lane
 AHEAD_S = 1.0
 """nothing is begun in a lane while so many seconds of device time wait there: more than it takes to open a picture, and than a full batch
 takes where batches pay"""
+AT_ONCE = 2
+"""pictures of a lane on their way to the device, for each thread of the processor: one more than it works on"""
 
 
 @dataclass(eq=False)
@@ -36,12 +38,12 @@ class Ahead:
     """A row for each lane, first come, first served.
 
     Args:
-        at_once: pictures of a lane that may be on their way to the device: twice the processor's threads, so that none looks for work.
+        threads: of the processor.
         waiting_s: seconds of device time that wait before an item of a lane.
     """
 
-    def __init__(self, at_once: int, waiting_s: Callable[[Lane], float]) -> None:
-        self._at_once, self._waiting_s = at_once, waiting_s
+    def __init__(self, threads: int, waiting_s: Callable[[Lane], float]) -> None:
+        self._at_once, self._waiting_s = AT_ONCE * threads, waiting_s
         self._rows: dict[Lane, deque[Beginner]] = {lane: deque() for lane in LANES}
         self._begun: Counter[Lane] = Counter()
 

@@ -23,13 +23,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.batching.admission import Admission, Claim, whole_seconds
-from service.batching.ahead import Ahead, Beginner
+from service.batching.ahead import Beginner
 from service.batching.cpu import CpuPool
 from service.batching.device import DeviceThread, Operation, Outcome
-from service.batching.durations import Durations
 from service.batching.refusals import missed, stopping
 from service.batching.replies import answer
-from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
+from service.batching.rows import Rows
+from service.batching.waiting import LANES, Batch, Item, Lane
 from service.errors import DeadlineMissed, DeviceFailed
 from service.telemetry import metrics, traces
 
@@ -37,8 +37,6 @@ STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
 PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
 """for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished; from when it came"""
-AT_ONCE = 2
-"""pictures of a lane on their way to the device, for each thread of the processor: one more than it works on"""
 
 Result = TypeVar("Result")
 
@@ -122,18 +120,16 @@ class Batcher:
         processor: CpuPool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._max_delay_s = clock, max_delay_s
+        self._clock = clock
         self.processor = processor or CpuPool(1, clock)
-        self.durations = Durations()
-        self._waiting = Waiting(max_batch, self.durations)
-        self._ahead = Ahead(AT_ONCE * self.processor.threads, self._waiting.wait_of)
-        self.admission = Admission(list(operations), max_pixels, self.processor.threads, self.durations, self._device_wait_s, clock)
+        self.rows = Rows(max_batch, max_delay_s, self.processor.threads, clock)
+        self.admission = Admission(list(operations), max_pixels, self.processor.threads, self.rows.durations, self.rows.wait_s, clock)
         self._wake = asyncio.Event()
         self._closing = False
         self.death: BaseException | None = None
         self.on_death: Callable[[BaseException], None] = lambda error: None
         """called once, on the event loop, if the device thread dies"""
-        self._device = DeviceThread(operations, self._settle, self._on_death, self._waiting.largest, clock)
+        self._device = DeviceThread(operations, self._settle, self._on_death, self.rows.waiting.largest, clock)
         self._dispatcher = asyncio.create_task(self._dispatch())
         for operation in operations:
             for lane in LANES:
@@ -147,17 +143,12 @@ class Batcher:
 
     @property
     def stuck(self) -> bool:
-        since = self._device.busy_since
-        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self._running_s())
+        since = self.rows.busy_since
+        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self.rows.running_s())
 
     @property
     def closing(self) -> bool:
         return self._closing
-
-    def oldest_s(self) -> float:
-        """Seconds the longest-waiting has waited for the device or for its turn to be begun; 0 where nothing waits."""
-        since = [beginner.asked for beginner in self._ahead] + ([self._waiting.oldest()] if self._waiting else [])
-        return self._clock() - min(since) if since else 0.0
 
     def admit(self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf) -> Ticket:
         """Let a picture in, or not; to be used as a context manager.
@@ -200,11 +191,11 @@ class Batcher:
 
         Raises what the operation raises.  A full batch that does not fit into memory is no failure: smaller ones will be made.
         """
-        for size in dict.fromkeys((1, self._waiting.limit((operation, shape)))):
+        for size in dict.fromkeys((1, self.rows.waiting.limit((operation, shape)))):
             for timed in (False, True) if twice else (True,):
                 replies = [asyncio.get_running_loop().create_future() for _ in range(size)]
                 items = [Item((operation, shape), payload, pixels, "interactive", self._clock(), math.inf, 0.0, reply) for reply in replies]
-                self._device.start(Batch((operation, shape), items, size, timed))
+                self._hand_over(Batch((operation, shape), items, size, timed))
                 for outcome in await asyncio.gather(*replies, return_exceptions=True):
                     if isinstance(outcome, BaseException):
                         raise outcome
@@ -222,8 +213,7 @@ class Batcher:
         """``Ticket.turn``, which is what to call; ``arrived`` must follow."""
         if self._closing or self.death:
             raise stopping()
-        beginner = Beginner(claim.operation, claim.lane, self._clock(), claim.latest, asyncio.get_running_loop().create_future())
-        self._ahead.add(beginner)
+        beginner = self.rows.begin(claim, asyncio.get_running_loop().create_future())
         self._count(beginner, +1)
         self._give_turns()
         if beginner.reply.done():
@@ -231,7 +221,7 @@ class Batcher:
         try:
             await beginner.reply
         except asyncio.CancelledError:
-            if self._ahead.remove(beginner):
+            if self.rows.ahead.remove(beginner):
                 self._count(beginner, -1)
                 metrics.REJECTED.labels(reason="client-gone").inc()
             elif not beginner.reply.cancelled() and beginner.reply.exception() is None:
@@ -241,38 +231,25 @@ class Batcher:
 
     def arrived(self, lane: Lane) -> None:
         """A picture whose turn it was waits for the device now, or never will."""
-        self._ahead.arrived(lane)
+        self.rows.ahead.arrived(lane)
         self._wake.set()
 
     async def submit_for(self, claim: Claim, shape: Hashable, payload: Any, pixels: int) -> Any:
         """``Ticket.submit``, which is what to call."""
         if self._closing or self.death:
             raise stopping()
-        operation, lane = claim.operation, claim.lane
-        share, reply = self._share(operation, shape, pixels), asyncio.get_running_loop().create_future()
-        deadline = claim.deadline - claim.processor_s  # it must be coded or written afterwards
-        item = Item((operation, shape), payload, pixels, lane, self._clock(), deadline, share, reply, claim.waited_s, trace=traces.here())
-        claim.waited_s = 0.0
-        self._waiting.add(item)
+        item = self.rows.submit(claim, shape, payload, pixels, asyncio.get_running_loop().create_future(), traces.here())
         self._count(item, +1)
         self._wake.set()
         try:
-            return await reply
+            return await item.reply
         except asyncio.CancelledError:
             item.gone = True
-            if self._waiting.remove(item):
+            if self.rows.waiting.remove(item):
                 self._wake.set()
                 self._count(item, -1)
                 metrics.REJECTED.labels(reason="client-gone").inc()
             raise
-
-    def _share(self, operation: str, shape: Hashable, pixels: int) -> float:
-        """Device time to count for an item: alone, or its part of a full batch where that is quicker and was seen."""
-        alone = self.durations.predict(operation, shape, 1, pixels)
-        largest = self._waiting.limit((operation, shape))
-        if self.durations.best_size(operation, shape, largest, pixels, largest) == 1:
-            return alone
-        return min(alone, self.durations.predict(operation, shape, largest, pixels) / largest)
 
     def _count(self, waiter: Item | Beginner, sign: int) -> None:
         metrics.QUEUE_DEPTH.labels(op=waiter.operation, lane=waiter.lane).inc(sign)
@@ -281,9 +258,9 @@ class Batcher:
 
     async def _dispatch(self) -> None:
         try:
-            while not (self._closing and not self._waiting and not self._device.batches) and not self.death:
+            while not (self._closing and not self.rows.waiting and not self.rows.in_hand) and not self.death:
                 self._expire()
-                batch = self._next()
+                batch = self.rows.next_batch()
                 if batch is not None:
                     self._start(batch)
                     continue
@@ -293,39 +270,27 @@ class Batcher:
                     await asyncio.wait_for(self._wake.wait(), self._until_next_moment())
         finally:
             self._closing = True
-            for item in list(self._waiting):
-                self._waiting.remove(item)
-                self._count(item, -1)
-                answer(item.reply, stopping())
+            for item in list(self.rows.waiting):
+                self.rows.waiting.remove(item)
+                self._overtaken(item, stopping())
             self._give_turns()
 
     def _give_turns(self) -> None:
         """Tell those who may be begun, or that nobody will be."""
         if self._closing:
-            for late in list(self._ahead):
-                self._ahead.remove(late)
+            for late in list(self.rows.ahead):
+                self.rows.ahead.remove(late)
                 self._overtaken(late, stopping())
-        while (beginner := self._ahead.next()) is not None:
+        while (beginner := self.rows.next_turn()) is not None:
             self._count(beginner, -1)
             if beginner.reply.done():
-                self._ahead.arrived(beginner.lane)  # the caller left in the same moment
+                self.rows.ahead.arrived(beginner.lane)  # the caller left in the same moment
             answer(beginner.reply, None)
 
-    def _overtaken(self, beginner: Beginner, why: Exception) -> None:
-        """Out of the row: its turn will not come, or too late."""
-        self._count(beginner, -1)
-        answer(beginner.reply, why)
-
-    def _next(self) -> Batch | None:
-        """A batch, if one may be closed now."""
-        if not self._waiting or len(self._device.batches) >= 2:
-            return None
-        if not self._device.batches:
-            return self._waiting.take()
-        if self._clock() - self._waiting.oldest() >= self._max_delay_s:
-            return self._waiting.take()
-        bucket = self._waiting.full()
-        return self._waiting.take(bucket) if bucket else None
+    def _overtaken(self, waiter: Item | Beginner, why: Exception) -> None:
+        """Out of its row: its turn will not come, or too late."""
+        self._count(waiter, -1)
+        answer(waiter.reply, why)
 
     def _start(self, batch: Batch) -> None:
         now, operation = self._clock(), batch.bucket[0]
@@ -334,52 +299,35 @@ class Batcher:
             metrics.QUEUE_WAIT.labels(op=operation, lane=item.lane).observe(item.waited_s + now - item.arrived)
         metrics.BATCH_SIZE.labels(op=operation).observe(len(batch.items))
         metrics.BATCH_PIXELS.labels(op=operation).observe(batch.size * batch.items[0].pixels)
+        self._hand_over(batch)
+
+    def _hand_over(self, batch: Batch) -> None:
+        self.rows.hand_over(batch)
         self._device.start(batch)
 
     def _settle(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
-        pixels = batch.items[0].pixels
+        computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items)
+        self.rows.done(batch, seconds if batch.timed and computed else None)
         for item, outcome in zip(batch.items, outcomes, strict=True):
             answer(item.reply, outcome)
-        computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items)
-        if batch.timed and computed:
-            self.durations.learn(*batch.bucket, batch.size, pixels, seconds)
         metrics.STAGE_SECONDS.labels(stage=f"device-{batch.bucket[0]}").observe(seconds)
         self._wake.set()
 
-    def _device_wait_s(self, lane: Lane) -> float:
-        """Seconds until the device has done what reached it and goes before an item of this lane that comes now."""
-        return self._running_s() + self._waiting.wait_of(lane)
-
-    def _device_free_at(self) -> float:
-        """When an item that is taken out now could begin: what the device is busy with is ahead of it."""
-        now, since = self._clock(), self._device.busy_since
-        return now if since is None else max(now, since + self._running_s())
-
-    def _running_s(self) -> float:
-        """What the batch in hand and the one laid out take, as if they had just begun."""
-        return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self._device.batches)
-
     def _expire(self) -> None:
-        for item in self._waiting.expired(self._device_free_at()):
-            self._count(item, -1)
-            answer(item.reply, self._missed(item.lane))
-        for beginner in self._ahead.expired(self._clock()):
-            self._overtaken(beginner, self._missed(beginner.lane))
+        for waiter in self.rows.expired():
+            self._overtaken(waiter, self._missed(waiter.lane))
 
     def _missed(self, lane: Lane) -> DeadlineMissed:
         return missed("the deadline passed in the queue", whole_seconds(self.predicted_wait_s(lane)))
 
     def _until_next_moment(self) -> float | None:
-        """Seconds until an item can expire or a batch may be laid out; None where only an event can change anything."""
-        moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < math.inf]
-        moments += [beginner.latest for beginner in self._ahead if beginner.latest < math.inf]
-        if self._waiting and len(self._device.batches) == 1:
-            moments.append(self._waiting.oldest() + self._max_delay_s)
-        return max(0.0, min(moments) - self._clock()) if moments else None
+        """Seconds until there may be something to do; None where only an event can change anything."""
+        moment = self.rows.next_moment()
+        return None if moment == math.inf else max(0.0, moment - self._clock())
 
     def _on_death(self, error: BaseException) -> None:
         self.death = error
-        for batch in self._device.batches:
+        for batch in self.rows.in_hand:
             for item in batch.items:
                 answer(item.reply, DeviceFailed("the device thread died: the process must be restarted"))
         self._wake.set()

@@ -74,10 +74,6 @@ class DeviceThread:
         self._begun: queue.SimpleQueue[_Begun | BaseException | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
         """held by whoever calls an operation: what failed is tried again by the thread that saw it fail"""
-        self.batches: list[Batch] = []
-        """handed over and not yet done, the one in hand first; changed on the event loop only, as is what follows"""
-        self.busy_since: float | None = None
-        """when the batch in hand had nothing before it any more"""
         self._threads = [
             threading.Thread(target=self._begin_all, name="device", daemon=True),
             threading.Thread(target=self._end_all, name="results", daemon=True),
@@ -91,9 +87,6 @@ class DeviceThread:
 
     def start(self, batch: Batch) -> None:
         """Hand over a batch."""
-        if not self.batches:
-            self.busy_since = self._clock()
-        self.batches.append(batch)
         self._row.put(batch)
 
     async def stop(self) -> None:
@@ -126,16 +119,11 @@ class DeviceThread:
                 since = max(begun.since, ended)  # until then it waited for the one before
                 outcomes = self._traced_outcomes(begun, since) if traces.on() else self._outcomes(begun)
                 ended = self._clock()
-                tell(self._loop, self._finished, begun.batch, outcomes, ended - since)
+                tell(self._loop, self._done, begun.batch, outcomes, ended - since)
         except BaseException as error:
             self._row.put(None)
             tell(self._loop, self._died, error)
             raise
-
-    def _finished(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
-        self.batches.remove(batch)
-        self.busy_since = self._clock() if self.batches else None
-        self._done(batch, outcomes, seconds)
 
     def _traced_outcomes(self, begun: _Begun, since: float) -> list[Outcome]:
         """``_outcomes``, in a span that is linked to those of the requests."""

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.ahead import AHEAD_S, Ahead, Beginner
+from service.batching.ahead import AHEAD_S, AT_ONCE, Ahead, Beginner
 from service.batching.waiting import LANES, Lane
 
 
@@ -19,8 +19,8 @@ def names(ahead: Ahead) -> list[str]:
     return given
 
 
-def test_so_many_at_once_in_the_order_they_came() -> None:
-    ahead = Ahead(2, lambda lane: 0.0)
+def test_two_for_each_thread_at_once_in_the_order_they_came() -> None:
+    ahead = Ahead(1, lambda lane: 0.0)
     for name in "abcd":
         ahead.add(beginner(name))
     assert names(ahead) == ["a", "b"]
@@ -51,9 +51,9 @@ def test_whoever_leaves_the_row_is_passed_over() -> None:
     assert not ahead.remove(row[0])
 
 
-@given(st.lists(st.sampled_from(["interactive", "bulk", "give", "arrive interactive", "arrive bulk"])), st.integers(1, 4))
-def test_never_more_than_so_many_and_nobody_is_forgotten(events: list[str], at_once: int) -> None:
-    ahead, came, begun, on_their_way = Ahead(at_once, lambda lane: 0.0), 0, [], Counter[Lane]()
+@given(st.lists(st.sampled_from(["interactive", "bulk", "give", "arrive interactive", "arrive bulk"])), st.integers(1, 3))
+def test_never_more_than_so_many_and_nobody_is_forgotten(events: list[str], threads: int) -> None:
+    ahead, came, begun, on_their_way = Ahead(threads, lambda lane: 0.0), 0, [], Counter[Lane]()
     for event in events:
         if event == "give":
             while (each := ahead.next()) is not None:
@@ -66,5 +66,5 @@ def test_never_more_than_so_many_and_nobody_is_forgotten(events: list[str], at_o
             if event == f"arrive {lane}" and on_their_way[lane]:
                 on_their_way[lane] -= 1
                 ahead.arrived(lane)
-        assert max(on_their_way.values(), default=0) <= at_once
+        assert max(on_their_way.values(), default=0) <= AT_ONCE * threads
     assert sorted(begun + [each.reply for each in ahead], key=int) == [f"{number}" for number in range(came)]

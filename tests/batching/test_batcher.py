@@ -306,11 +306,11 @@ def test_a_batch_is_laid_out_when_it_is_full_or_has_waited() -> None:
         first = await held(batcher, device)
         tasks = [submit(batcher, 1)]
         await settle()
-        assert len(batcher._device.batches) == 1
+        assert len(batcher.rows.in_hand) == 1
         now += 5.1
         tasks.append(submit(batcher, 2))  # anything that wakes it
         await settle()
-        assert len(batcher._device.batches) == 2
+        assert len(batcher.rows.in_hand) == 2
         device.gate.set()
         await asyncio.gather(first, *tasks)
 
@@ -391,8 +391,8 @@ def test_a_batch_that_was_begun_early_is_timed_from_the_end_of_the_one_before() 
         device.now += 5
         device.gate.set()
         await asyncio.gather(first, second)
-        assert batcher.durations.predict("square", "held", 1, 1) == 6
-        assert batcher.durations.predict("square", "s", 1, 1) == 1
+        assert batcher.rows.durations.predict("square", "held", 1, 1) == 6
+        assert batcher.rows.durations.predict("square", "s", 1, 1) == 1
 
     run(scenario, max_delay_s=0, a_second_each=True)
 
@@ -498,10 +498,10 @@ def test_what_the_batch_in_hand_will_make_late_is_not_laid_out_behind_it() -> No
     async def scenario(batcher: Batcher, device: Device) -> None:
         first = await held(batcher, device)
         for _ in range(50):
-            batcher.durations.learn("square", "held", 1, 1, 4.0)
-            batcher.durations.learn("square", "s", 1, 1, 2.0)
+            batcher.rows.durations.learn("square", "held", 1, 1, 4.0)
+            batcher.rows.durations.learn("square", "s", 1, 1, 2.0)
         with batcher.admit("square", 1, deadline=7.0) as ticket:
-            batcher.durations.learn("square", "s", 1, 1, 10.0)  # slower than it seemed when this one was let in: 3.6 s
+            batcher.rows.durations.learn("square", "s", 1, 1, 10.0)  # slower than it seemed when this one was let in: 3.6 s
             with pytest.raises(DeadlineMissed):
                 await ticket.submit("s", 3, 1)
         with batcher.admit("square", 1, deadline=8.5) as ticket:
@@ -555,7 +555,7 @@ def test_the_hopeless_are_refused_before_anything_is_read() -> None:
     async def main() -> None:
         batcher = Batcher({"square": lambda items: items}, 1, 1000, clock=lambda: 100.0)
         batcher.refuse_hopeless("square", 100.0)
-        batcher.durations.learn("square", None, 1, 10, 2.0)
+        batcher.rows.durations.learn("square", None, 1, 10, 2.0)
         with batcher.admit("square", 10):
             with pytest.raises(Overloaded, match="about 2000 ms of other work are ahead and this needs 2000 ms") as refused:
                 batcher.refuse_hopeless("square", 103.9)
@@ -583,7 +583,7 @@ def test_what_was_learned_in_a_busy_hour_is_doubted_when_idle() -> None:
 
     async def main() -> None:
         batcher = Batcher({"square": quick}, 1, 1000, clock=lambda: now)
-        batcher.durations.learn("square", "s", 1, 10, 1.0)
+        batcher.rows.durations.learn("square", "s", 1, 10, 1.0)
         refused = served = 0
         for _ in range(200):
             try:
@@ -607,7 +607,7 @@ def test_promises_that_are_broken_make_the_queue_shorter() -> None:
     async def main() -> None:
         nonlocal now
         batcher = Batcher({"square": lambda items: items}, 1, 1000, clock=lambda: now)
-        batcher.durations.learn("square", None, 1, 10, 1.0)
+        batcher.rows.durations.learn("square", None, 1, 10, 1.0)
         for _ in range(40):
             with batcher.admit("square", 10, deadline=now + 100):
                 now += 2.0
@@ -622,7 +622,7 @@ def test_promises_that_are_broken_make_the_queue_shorter() -> None:
 
 def test_a_picture_of_many_tiles_is_admitted_once() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
-        batcher.durations.learn("square", "s", 1, 10, 1.0)
+        batcher.rows.durations.learn("square", "s", 1, 10, 1.0)
         first = await held(batcher, device)
         with batcher.admit("square", 90) as ticket:
             with pytest.raises(Overloaded):
@@ -717,11 +717,11 @@ def begun(batcher: Batcher, number: int, order: list[int], lane: Lane = "interac
 
 async def enough(batcher: Batcher, device: Device, order: list[int]) -> "list[asyncio.Task[Any]]":
     """Have a batch in hand, one laid out and one picture in the row, which is as much as is begun where each takes two seconds."""
-    batcher.durations.learn("square", "s", 1, 1, 2.0)
+    batcher.rows.durations.learn("square", "s", 1, 1, 2.0)
     tasks = [await held(batcher, device)]
     for number in range(2):
         tasks.append(begun(batcher, number, order))
-        while len(order) <= number or (number == 0 and batcher._waiting):
+        while len(order) <= number or (number == 0 and batcher.rows.waiting):
             await asyncio.sleep(0)
     return tasks
 
@@ -730,7 +730,7 @@ def test_pictures_are_begun_while_less_than_a_second_of_work_waits() -> None:
     order: list[int] = []
 
     async def scenario(batcher: Batcher, device: Device) -> None:
-        batcher.durations.learn("square", "s", 1, 1, 0.4)
+        batcher.rows.durations.learn("square", "s", 1, 1, 0.4)
         first = await held(batcher, device)
         tasks = [begun(batcher, number, order) for number in range(9)]
         await settle()
@@ -749,7 +749,7 @@ def test_one_lanes_pictures_are_begun_whatever_waits_in_the_other() -> None:
     order: list[int] = []
 
     async def scenario(batcher: Batcher, device: Device) -> None:
-        batcher.durations.learn("square", "s", 1, 1, 0.4)
+        batcher.rows.durations.learn("square", "s", 1, 1, 0.4)
         first = await held(batcher, device)
         tasks = [begun(batcher, number, order, "bulk") for number in range(9)]
         await settle()
@@ -774,12 +774,12 @@ def test_the_wait_for_a_turn_is_a_wait_for_the_device() -> None:
         outside = begun(batcher, 2, [])
         await settle()
         now = 5.0
-        assert batcher.oldest_s() == 5.0
+        assert batcher.rows.oldest_s() == 5.0
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         device.gate.set()
         await asyncio.gather(outside, *tasks[:2])
-        assert batcher.oldest_s() == 0.0
+        assert batcher.rows.oldest_s() == 0.0
 
     run(scenario, max_batch=1, max_delay_s=0, clock=lambda: now)
     assert (REGISTRY.get_sample_value("sdc_queue_wait_seconds_sum", labels) or 0.0) - before == pytest.approx(5.0)
@@ -817,19 +817,19 @@ def test_whoever_leaves_gives_the_turn_to_the_next(moment: str) -> None:
             if moment == "in the row":
                 leaving.cancel()
             else:
-                waits, batcher._ahead._waiting_s = batcher._ahead._waiting_s, lambda lane: 0.0
+                waits, batcher.rows.ahead._waiting_s = batcher.rows.ahead._waiting_s, lambda lane: 0.0
                 if moment == "before that":
                     leaving.cancel()  # its task has not run since, and it stands in the row
                 batcher._give_turns()
                 if moment == "when it is given":
                     leaving.cancel()
-                batcher._ahead._waiting_s = waits
+                batcher.rows.ahead._waiting_s = waits
             with pytest.raises(asyncio.CancelledError):
                 await leaving
         device.gate.set()
         assert await asyncio.gather(*(begun(batcher, number, order) for number in range(3, 20))) == [n * n for n in range(3, 20)]
         await asyncio.gather(*tasks)
-        assert not batcher._ahead._begun.total()
+        assert not batcher.rows.ahead._begun.total()
 
     run(scenario, max_batch=1, max_delay_s=0)
 
@@ -871,7 +871,7 @@ def test_warming_up_runs_both_sizes_and_learns_their_times(twice: bool) -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
         await batcher.warm_up("square", "s", 3, 10, twice)
         assert device.batches == ([[3], [3], [3] * 4, [3] * 4] if twice else [[3], [3] * 4])
-        assert batcher.durations.predict("square", "s", 1, 10) == 1.0
+        assert batcher.rows.durations.predict("square", "s", 1, 10) == 1.0
         assert batcher.predicted_wait_s() == 0
 
     run(scenario, a_second_each=True)
@@ -904,7 +904,7 @@ def test_a_ticket_is_given_back_whatever_happens() -> None:
 
 def test_the_predicted_wait_is_the_work_ahead() -> None:
     async def scenario(batcher: Batcher, device: Device) -> None:
-        batcher.durations.learn("square", "s", 1, 1, 3.0)
+        batcher.rows.durations.learn("square", "s", 1, 1, 3.0)
         first = await held(batcher, device)
         tasks = [submit(batcher, n, lane="bulk") for n in range(5)]
         await settle()

@@ -2,9 +2,8 @@
 
     arrive -> slots -> admission -> turn -> processor -> rows -> device, one batch in hand and one laid out -> processor -> reply
 
-``Admission``, ``Ahead``, ``Waiting`` and ``Durations`` are the service's own; what ``Batcher``, ``DeviceThread`` and ``CpuPool`` do with
-them is done here without an event loop.  Not modelled: the bound on bytes of bodies, coalescing, kept renders (a trace holds what misses
-them).
+``Admission`` and ``Rows`` are the service's own; what ``Batcher``, ``DeviceThread`` and ``CpuPool`` do with them is done here without an
+event loop.  Not modelled: the bound on bytes of bodies, coalescing, kept renders (a trace holds what misses them).
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from service.batching.admission import Admission, Claim
-from service.batching.ahead import Ahead, Beginner
-from service.batching.batcher import AT_ONCE, PATIENCE_S
-from service.batching.durations import Durations
-from service.batching.waiting import LANES, Batch, Item, Lane, Waiting
+from service.batching.batcher import PATIENCE_S
+from service.batching.rows import Rows
+from service.batching.waiting import LANES, Batch, Lane
 from service.bench.fleet.events import Events
 from service.bench.fleet.measured import Measured, Picture
 from service.bench.fleet.promql import Labels
@@ -85,17 +83,13 @@ class Replica:
         self.rejected: Counter[str] = Counter(dict.fromkeys(metrics.REASONS, 0))
         self._waits: dict[tuple[str, Lane], list[int]] = {(op, lane): [0] * len(BUCKETS_S) for op in ITEMS_OF.values() for lane in LANES}
         self._waited_s: dict[tuple[str, Lane], float] = dict.fromkeys(self._waits, 0.0)
-        self.durations = Durations()
-        self._waiting = Waiting(limits.max_batch, self.durations)
+        self._rows = Rows(limits.max_batch, limits.max_delay_s, limits.cpu_workers, events.clock)
         self._admission = Admission(
-            list(ITEMS_OF.values()), limits.max_queued_pixels, limits.cpu_workers, self.durations, self._device_wait_s, events.clock
+            list(ITEMS_OF.values()), limits.max_queued_pixels, limits.cpu_workers, self._rows.durations, self._rows.wait_s, events.clock
         )
-        self._ahead = Ahead(AT_ONCE * limits.cpu_workers, self._waiting.wait_of)
         self._threads = limits.cpu_workers
         self._row: list[tuple[float, int, Request, float, Callable[[Request], None]]] = []
         self._numbers = itertools.count()
-        self._batches: list[Batch] = []
-        self._busy_since = 0.0
         self._next_look = float("inf")
         self._warm_up(measured)
 
@@ -109,7 +103,7 @@ class Replica:
             factor, bucket = measured.contention[picture.operation], _bucket(picture)
             sizes = {self.limits.max_batch: picture.full_s, 1: picture.alone_s}  # the one where both are 1
             for size, seconds in sizes.items():
-                self.durations.learn(*bucket, size, picture.pixels, factor * self._one_of(seconds))
+                self._rows.durations.learn(*bucket, size, picture.pixels, factor * self._one_of(seconds))
 
     def _one_of(self, seconds: list[float]) -> float:
         return seconds[int(self._rng.random() * len(seconds))]  # a fifth of what ``choice`` takes
@@ -129,12 +123,12 @@ class Replica:
             return
         self.inside[picture.operation] += 1
         self._admission.enter(request.claim)
-        self._ahead.add(Beginner(_bucket(picture)[0], picture.lane, self.events.now, request.claim.latest, request))
+        self._rows.begin(request.claim, request)
         self._dispatch()
 
     def _give_turns(self) -> None:
         """Whoever may be begun."""
-        while (beginner := self._ahead.next()) is not None:
+        while (beginner := self._rows.next_turn()) is not None:
             request, lane = beginner.reply, beginner.lane
             request.on_its_way = True
             request.claim.waited_s = self.events.now - beginner.asked
@@ -147,7 +141,7 @@ class Replica:
     def _arrived(self, request: Request) -> None:
         if request.on_its_way:
             request.on_its_way = False
-            self._ahead.arrived(request.picture.lane)
+            self._rows.ahead.arrived(request.picture.lane)
 
     def _overtaken(self, request: Request) -> None:
         """Its deadline passed while it waited."""
@@ -193,87 +187,55 @@ class Replica:
     # -- the device
 
     def _submit(self, request: Request) -> None:
-        picture, claim, bucket = request.picture, request.claim, _bucket(request.picture)
-        self._admission.submitted(claim, picture.pixels)
+        picture = request.picture
+        self._admission.submitted(request.claim, picture.pixels)
         self._arrived(request)
-        share = self._share(*bucket, picture.pixels)
-        deadline = claim.deadline - claim.processor_s
-        self._waiting.add(Item(bucket, None, picture.pixels, picture.lane, self.events.now, deadline, share, request, claim.waited_s))
+        self._rows.submit(request.claim, picture.shape, None, picture.pixels, request)
         self._dispatch()
-
-    def _share(self, operation: str, shape: str, pixels: int) -> float:
-        largest, durations = self.limits.max_batch, self.durations
-        alone = durations.predict(operation, shape, 1, pixels)
-        if durations.best_size(operation, shape, largest, pixels, largest) == 1:
-            return alone
-        return min(alone, durations.predict(operation, shape, largest, pixels) / largest)
 
     def _dispatch(self) -> None:
         self._expire()
-        while (batch := self._next()) is not None:
+        while (batch := self._rows.next_batch()) is not None:
             self._start(batch)
             self._expire()
         self._give_turns()
         self._look_again()
-
-    def _next(self) -> Batch | None:
-        if not self._waiting or len(self._batches) >= 2:
-            return None
-        if not self._batches or self.events.now - self._waiting.oldest() >= self.limits.max_delay_s:
-            return self._waiting.take()
-        bucket = self._waiting.full()
-        return self._waiting.take(bucket) if bucket else None
 
     def _start(self, batch: Batch) -> None:
         for item in batch.items:
             key, waited = (item.operation, item.lane), item.waited_s + self.events.now - item.arrived
             self._waits[key][bisect_left(BUCKETS_S, waited)] += 1
             self._waited_s[key] += waited
-        self._batches.append(batch)
-        if len(self._batches) == 1:
+        self._rows.hand_over(batch)
+        if len(self._rows.in_hand) == 1:
             self._begin(batch)
 
     def _begin(self, batch: Batch) -> None:
         first: Request = batch.items[0].reply
         took = first.factor * self._one_of(first.picture.alone_s if batch.size == 1 else first.picture.full_s)
-        self._busy_since = self.events.now
         self.events.at(self.events.now + took, self._batch_done, batch, took)
 
     def _batch_done(self, batch: Batch, took: float) -> None:
-        self._batches.remove(batch)
-        self.durations.learn(*batch.bucket, batch.size, batch.items[0].pixels, took)
-        if self._batches:
-            self._begin(self._batches[0])
+        self._rows.done(batch, took)
+        if self._rows.in_hand:
+            self._begin(self._rows.in_hand[0])
         for item in batch.items:
             self._computed(item.reply)
         self._dispatch()
 
     def _expire(self) -> None:
-        free_at = max(self.events.now, self._busy_since + self._running_s()) if self._batches else self.events.now
-        for item in self._waiting.expired(free_at):
-            self._overtaken(item.reply)
-        for beginner in self._ahead.expired(self.events.now):
-            self._overtaken(beginner.reply)
+        for waiter in self._rows.expired():
+            self._overtaken(waiter.reply)
 
     def _look_again(self) -> None:
-        """When an item can expire or a batch may be laid out, if nothing happens before."""
-        moments = [item.deadline - self._waiting.alone(item) for item in self._waiting if item.deadline < float("inf")]
-        moments += [beginner.latest for beginner in self._ahead if beginner.latest < float("inf")]
-        if self._waiting and len(self._batches) == 1:
-            moments.append(self._waiting.oldest() + self.limits.max_delay_s)
-        if moments and max(self.events.now, min(moments)) < self._next_look:
-            self._next_look = max(self.events.now + 1e-6, min(moments))
+        moment = max(self.events.now, self._rows.next_moment())
+        if moment < self._next_look:
+            self._next_look = max(self.events.now + 1e-6, moment)
             self.events.at(self._next_look, self._look)
 
     def _look(self) -> None:
         self._next_look = float("inf")
         self._dispatch()
-
-    def _device_wait_s(self, lane: Lane) -> float:
-        return self._running_s() + self._waiting.wait_of(lane)
-
-    def _running_s(self) -> float:
-        return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self._batches)
 
     # -- what it says of itself
 
@@ -288,9 +250,8 @@ class Replica:
             yield "sdc_inflight", labels(op=operation), float(self.inside[operation])
         for reason, count in self.rejected.items():
             yield "sdc_rejected_total", labels(reason=reason), float(count)
-        since = [beginner.asked for beginner in self._ahead] + ([self._waiting.oldest()] if self._waiting else [])
-        yield "sdc_queue_oldest_seconds", labels(), self.events.now - min(since) if since else 0.0
-        waiting = Counter((waiter.operation, waiter.lane) for row in (self._ahead, self._waiting) for waiter in row)
+        yield "sdc_queue_oldest_seconds", labels(), self._rows.oldest_s()
+        waiting = Counter((waiter.operation, waiter.lane) for waiter in self._rows)
         for key, counts in self._waits.items():
             op, lane = key
             yield "sdc_queue_depth", labels(op=op, lane=lane), float(waiting[key])
