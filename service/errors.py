@@ -172,7 +172,7 @@ class Overloaded(SdcError):
 
 
 class DeadlineMissed(Overloaded):
-    """The caller's deadline passed before its turn came."""
+    """The caller's deadline is sooner than its picture can be done, or passed before its turn came."""
 
     kind = "deadline-missed"
 

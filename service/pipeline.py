@@ -220,20 +220,22 @@ class Pipeline:
         if options.method == "palette":
             self.codec.require_palette()
         stages = Stages()
-        with stages.timed("open"):
+        with stages.timed("header"):
             # not on the processor's threads: who is to be refused should hear it without waiting in their row
             width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
-        with self.batcher.admit("encode", _padded_pixels(self.engine.manifest, width, height), lane, deadline) as ticket:
+        manifest = self.engine.manifest
+        rule = manifest.tiling
+        tiling = Tiling(rule.side, rule.margin) if width * height > rule.untiled_pixels else None
+        padded_pixels, submitted = _padded_pixels(manifest, width, height), _submitted_pixels(manifest, width, height, tiling)
+        with self.batcher.admit("encode", padded_pixels, lane, deadline, submitted) as ticket:
             await stages.turn(ticket)
             with stages.timed("open"):
                 picture, padded, first_look = await ticket.aside(lambda: self._open(source))
-            rule = self.engine.manifest.tiling
-            tiling = Tiling(rule.side, rule.margin) if picture.width * picture.height > rule.untiled_pixels else None
             latent = await self._encode(padded, picture, tiling, options.method == "palette", stages, ticket)
             with stages.timed("code"):
                 seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
-                alpha = None if picture.alpha is None else await ticket.aside(partial(write_alpha, picture.alpha))
+                alpha = None if picture.alpha is None else await ticket.aside(partial(write_alpha, picture.alpha), finishing=True)
                 frame = Frame(picture.width, picture.height, alpha, tiling, seed)
                 blob = await ticket.aside(lambda: self._code(latent, frame, options), finishing=True)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
@@ -335,7 +337,9 @@ class Pipeline:
             with stages.timed("load"):
                 await other.ready(deadline)
         operation = "render" if other is None else other.operation
-        return self.batcher.admit(operation, _padded_pixels(codec.manifest, blob.width, blob.height), "interactive", deadline)
+        padded_pixels = _padded_pixels(codec.manifest, blob.width, blob.height)
+        submitted = _submitted_pixels(codec.manifest, blob.width, blob.height, blob.tiling)
+        return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted)
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha, codec = None, self.codec_of(blob)
@@ -400,6 +404,16 @@ class Pipeline:
 def _padded_pixels(manifest: Manifest, width: int, height: int) -> int:
     factor = manifest.downscale
     return -(-width // factor) * -(-height // factor) * factor**2
+
+
+def _submitted_pixels(manifest: Manifest, width: int, height: int, tiling: Tiling | None) -> int:
+    """What the networks see of a picture: the overlaps of its tiles, and a small one's border, counted too."""
+    factor = manifest.downscale
+    rows, columns = -(-height // factor), -(-width // factor)
+    if tiling is not None:
+        return sum(tile.positions for tile in tiles(rows, columns, tiling.side // factor, tiling.margin // factor)) * factor**2
+    border = 2 * border_cells(width, height)
+    return (rows + border) * (columns + border) * factor**2
 
 
 async def _submit_render(latent: Latent, noise: Noise, factor: int, stages: Stages, ticket: Ticket) -> Plane:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from service.batching.admission import Claim
 from service.codec import container
 from service.codec.coders import Coders
 from service.codec.container import ALPHA, Tiling
@@ -96,7 +97,7 @@ def test_alpha_travels_losslessly(bundled_settings: Settings) -> None:
     run(bundled_settings, scenario)
 
 
-def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, photo: Plane) -> None:
+def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, photo: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiled picture agrees with the untiled one, and shows no seam."""
     side = int(TilingRule.model_validate({}).untiled_pixels ** 0.5)
     big = np.tile(photo, (6, 4, 1))[: side + 16, : side + 16]
@@ -105,10 +106,14 @@ def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, phot
     async def scenario(pipeline: Pipeline) -> None:
         untiled = await pipeline.compress(png(small), CompressOptions(quality=60))
         assert untiled.blob.tiling is None
+        claims: list[Claim] = []
+        leave = pipeline.batcher.admission.leave
+        monkeypatch.setattr(pipeline.batcher.admission, "leave", lambda claim, failure: (claims.append(claim), leave(claim, failure)))
         tiled = await pipeline.compress(png(np.ascontiguousarray(big)), CompressOptions(quality=60))
         assert tiled.blob.tiling == Tiling(1024, 128)
         left = (await pipeline.restore(untiled.blob, 1)).rgb
         right = (await pipeline.restore(tiled.blob, 1)).rgb
+        assert [claim.to_come for claim in claims] == [0, 0, 0], "what is submitted is what was claimed"
         assert right.shape == big.shape
         assert psnr(left[:1400, :1400], right[:1400, :1400]) > 32
         # across the seam at 1024 the picture jumps no more than it does elsewhere

@@ -30,8 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def flat(level: int) -> bytes:
-    return png(np.full((96, 96, 3), level, np.uint8))
+def flat(level: int, side: int = 96) -> bytes:
+    return png(np.full((side, side, 3), level, np.uint8))
 
 
 def assert_calm(server: Server) -> None:
@@ -128,6 +128,24 @@ def test_what_is_inside_is_finished_after_sigterm(small_model: Path, tmp_path: P
         server.process.wait(60)
     assert server.process.returncode in (0, -signal.SIGTERM)
     assert '"event": "stopped"' in (tmp_path / "log").read_text()
+
+
+def test_what_is_not_finished_in_time_after_sigterm_is_told_to_come_back(small_model: Path, tmp_path: Path) -> None:
+    options = {"SDC_MODEL": str(small_model), "SDC_SHUTDOWN_S": "1"}
+    with serving(tmp_path, tmp_path / "log", "tests.faulty", **options) as server, ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(httpx.post, f"{server.base}/compress", content=flat(128, side), timeout=60) for side in (96, 112, 128)]
+        until(lambda: server.metrics()["sdc_inflight{op=compress}"] == 3)
+        server.process.send_signal(signal.SIGTERM)
+        replies = [future.result() for future in slow]
+        server.process.wait(60)
+    late = [reply for reply in replies if reply.status_code != 201]
+    assert late, "each takes a second and a half, and there was one"
+    for reply in late:
+        assert (reply.status_code, reply.json()["type"]) == (503, "urn:sdc:problem:overloaded")
+        assert int(reply.headers["retry-after"]) >= 1
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert '"status": 0' not in log
 
 
 def test_when_the_device_dies_everyone_is_told_and_the_process_ends(small_model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import tracing
 from service.api.problems import reply_to, unexpected
+from service.batching.refusals import stopping
 from service.errors import TooManyBytes, UploadTooSlow
 from service.telemetry import metrics, traces
 
@@ -101,6 +102,10 @@ class Telling(HttpMiddleware):
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_GONE
+        except asyncio.CancelledError:  # the time of a service that is stopping is over
+            if status:
+                raise
+            await reply_to(stopping())(scope, receive, send_with_id)
         except Exception:
             structlog.get_logger().exception("unexpected error", path=scope["path"])
             if status:  # too late for a reply: break the connection off

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.batching.durations import Durations, Margin
+from service.batching.refusals import too_short
 from service.batching.waiting import LANES, Lane
 from service.errors import DeadlineMissed, Overloaded
 from service.telemetry import metrics
@@ -41,6 +42,8 @@ class Claim:
 
     operation: str
     pixels: int
+    to_come: int
+    """pixels of the items that were not submitted yet; together more than the picture's where they overlap"""
     lane: Lane
     deadline: float
     device_s: float
@@ -96,33 +99,40 @@ class Admission:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
         return max(self._device_wait_s(lane) + self._for_device.before(lane), self._for_processor.before(lane) / self._threads)
 
-    def claim(self, operation: str, pixels: int, lane: Lane, deadline: float) -> Claim:
-        """What a picture of ``pixels``, padded, may count on; raises Overloaded where there is no room or no time for it."""
+    def claim(self, operation: str, pixels: int, lane: Lane, deadline: float, submitted: int | None = None) -> Claim:
+        """What a picture of ``pixels``, padded, may count on; its items together have ``submitted``, where that is not the same.
+
+        Raises Overloaded where there is no room or no time for it, and DeadlineMissed where it needs more time by itself.
+        """
         wait = self.wait_s(lane)
         if self._pixels_inside and self._pixels_inside + pixels > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
-        device_s = self._durations.predict(operation, None, 1, pixels)
+        to_come = pixels if submitted is None else submitted
+        device_s = self._durations.predict(operation, None, 1, to_come)
         processor_s = self._durations.predict(_processor(operation), None, 1, pixels)
         needed = device_s + processor_s
         self._least_s[operation] = min(needed, FORGETTING * self._least_s.get(operation, math.inf))
         self._refuse_late(operation, wait, needed, deadline)
         if self._doubtful:
             deadline = math.inf  # it shall be finished, and teach, even if it comes too late
-        return Claim(operation, pixels, lane, deadline, device_s, processor_s, wait + needed, self._clock())
+        return Claim(operation, pixels, to_come, lane, deadline, device_s, processor_s, wait + needed, self._clock())
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane) -> None:
-        """Raise Overloaded where not even the smallest picture of late could be done in time."""
+        """Raise as ``claim`` does where not even the smallest picture of late could be done in time."""
         self._refuse_late(operation, self.wait_s(lane), self._least_s.get(operation, 0.0), deadline)
 
     def _refuse_late(self, operation: str, wait: float, needed: float, deadline: float) -> None:
-        idle = not self._pixels_inside
+        idle, left = not self._pixels_inside, deadline - self._clock()
         margin = 0.0 if idle else self._margins[operation].seconds
-        if self._clock() + (0.0 if self._doubtful else wait + needed + margin) > deadline:
-            self._in_vain += idle
-            metrics.REJECTED.labels(reason="deadline-unreachable").inc()
-            why = f"about {1000 * (wait + margin):.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
-            raise Overloaded(f"the deadline cannot be met: {why}", retry_after_s=whole_seconds(wait))
+        if (0.0 if self._doubtful else wait + needed + margin) <= left:
+            return
+        self._in_vain += idle
+        if needed > left:  # here, or anywhere: no more replicas are called for
+            raise too_short(needed, left)
+        metrics.REJECTED.labels(reason="deadline-unreachable").inc()
+        why = f"about {1000 * (wait + margin):.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
+        raise Overloaded(f"the deadline cannot be met: it is {1000 * left:.0f} ms from now, {why}", retry_after_s=whole_seconds(wait))
 
     @property
     def _doubtful(self) -> bool:
@@ -137,7 +147,8 @@ class Admission:
 
     def submitted(self, claim: Claim, pixels: int) -> None:
         """So much of a picture waits for the device now, where it is counted from here on."""
-        seconds = min(claim.device_s, claim.device_s * pixels / claim.pixels)
+        seconds = claim.device_s * pixels / max(pixels, claim.to_come)
+        claim.to_come -= pixels
         claim.device_s -= seconds
         self._for_device.add(claim.lane, -seconds)
 

@@ -6,7 +6,7 @@ later for it.  A pure data structure, like ``waiting``: it knows no threads, fut
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Ahead:
     def __init__(self, threads: int, waiting_s: Callable[[Lane], float]) -> None:
         self._at_once, self._waiting_s = AT_ONCE * threads, waiting_s
         self._rows: dict[Lane, deque[Beginner]] = {lane: deque() for lane in LANES}
-        self._begun: Counter[Lane] = Counter()
+        self._begun: dict[Lane, set[Beginner]] = {lane: set() for lane in LANES}
 
     def __iter__(self) -> Iterator[Beginner]:
         return (beginner for row in self._rows.values() for beginner in row)
@@ -53,8 +53,9 @@ class Ahead:
     def add(self, beginner: Beginner) -> None:
         self._rows[beginner.lane].append(beginner)
 
-    def remove(self, beginner: Beginner) -> bool:
-        """Take one out of the row; False where it is not there."""
+    def leave(self, beginner: Beginner) -> bool:
+        """It waits for the device now, or will never be begun; returns whether it still stood in the row.  Safe to call again."""
+        self._begun[beginner.lane].discard(beginner)
         row = self._rows[beginner.lane]
         if beginner not in row:
             return False
@@ -65,17 +66,13 @@ class Ahead:
         """Take out everyone who would be late by now."""
         late = [beginner for beginner in self if beginner.latest < now]
         for beginner in late:
-            self.remove(beginner)
+            self.leave(beginner)
         return late
 
     def next(self) -> Beginner | None:
-        """Whoever may be begun now, if there is one; it is on its way until ``arrived``."""
+        """Whoever may be begun now, if there is one; it is on its way until it ``leave``s."""
         for lane, row in self._rows.items():
-            if row and self._begun[lane] < self._at_once and self._waiting_s(lane) < AHEAD_S:
-                self._begun[lane] += 1
+            if row and len(self._begun[lane]) < self._at_once and self._waiting_s(lane) < AHEAD_S:
+                self._begun[lane].add(row[0])
                 return row.popleft()
         return None
-
-    def arrived(self, lane: Lane) -> None:
-        """One that was begun waits for the device now, or never will."""
-        self._begun[lane] -= 1

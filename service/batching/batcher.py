@@ -46,15 +46,15 @@ class Ticket:
 
     def __init__(self, batcher: Batcher, claim: Claim) -> None:
         self._batcher, self._claim = batcher, claim
-        self._on_its_way = False
-        """begun, and nothing of it has reached the device's row"""
+        self._beginner: Beginner | None = None
+        """since its turn was asked for, until something of it reaches the device's row"""
 
     def __enter__(self) -> Ticket:
         self._batcher.admission.enter(self._claim)
         return self
 
     def __exit__(self, failure: object, *_: object) -> None:
-        self._arrived()
+        self._leave_row()
         self._batcher.admission.leave(self._claim, failure)
 
     async def turn(self) -> float:
@@ -63,14 +63,14 @@ class Ticket:
         Raises DeadlineMissed where the turn would come too late, and Overloaded when the service is closing.  Cancelling the caller gives
         its place away.
         """
-        self._claim.waited_s = await self._batcher.turn_of(self._claim)
-        self._on_its_way = True
+        self._beginner = self._batcher.begin(self._claim)
+        self._claim.waited_s = await self._batcher.turn_of(self._beginner)
         return self._claim.waited_s
 
-    def _arrived(self) -> None:
-        if self._on_its_way:
-            self._on_its_way = False
-            self._batcher.arrived(self._claim.lane)
+    def _leave_row(self) -> None:
+        if self._beginner is not None:
+            self._batcher.leave(self._beginner)
+            self._beginner = None
 
     async def aside(self, call: Callable[[], Result], finishing: bool = False) -> Result:
         """Run a call on the processor's threads; one that finishes the picture goes before those that begin one.
@@ -95,7 +95,7 @@ class Ticket:
         raised.  Cancelling the caller takes the item out of the queue if it has not reached the device, and leaves its neighbours alone.
         """
         self._batcher.admission.submitted(self._claim, pixels)
-        self._arrived()
+        self._leave_row()
         return await self._batcher.submit_for(self._claim, shape, payload, pixels)
 
 
@@ -150,7 +150,9 @@ class Batcher:
     def closing(self) -> bool:
         return self._closing
 
-    def admit(self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf) -> Ticket:
+    def admit(
+        self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf, submitted: int | None = None
+    ) -> Ticket:
         """Let a picture in, or not; to be used as a context manager.
 
         Args:
@@ -158,16 +160,18 @@ class Batcher:
             pixels: of the whole picture, padded.
             lane: ``interactive`` or ``bulk``.
             deadline: on the batcher's clock; past it the result is of no use.
+            submitted: pixels of all the items that it will submit, where they are not ``pixels``: tiles overlap.
 
-        Raises Overloaded when the service is full or closing, or cannot meet the deadline.
+        Raises Overloaded when the service is full or closing, or cannot meet the deadline for what is ahead, and DeadlineMissed where this
+        picture takes longer by itself.
         """
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
             raise stopping()
-        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline))
+        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline, submitted))
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
-        """Raise Overloaded where even a small picture, coming now, could not be done in time: before anything of it is read.
+        """Raise as ``admit`` does where even a small picture, coming now, could not be done in time: before anything of it is read.
 
         Under overload most are refused, and what a refusal costs is taken from the others.
         """
@@ -209,30 +213,34 @@ class Batcher:
         await self._device.stop()
         await self.processor.close()
 
-    async def turn_of(self, claim: Claim) -> float:
-        """``Ticket.turn``, which is what to call; ``arrived`` must follow."""
+    def begin(self, claim: Claim) -> Beginner:
+        """A picture that was let in gets into the row of those to be begun; ``turn_of`` waits there, ``leave`` must follow."""
         if self._closing or self.death:
             raise stopping()
         beginner = self.rows.begin(claim, asyncio.get_running_loop().create_future())
         self._count(beginner, +1)
         self._give_turns()
+        return beginner
+
+    async def turn_of(self, beginner: Beginner) -> float:
+        """``Ticket.turn``, which is what to call."""
         if beginner.reply.done():
             return 0.0
         try:
             await beginner.reply
         except asyncio.CancelledError:
-            if self.rows.ahead.remove(beginner):
-                self._count(beginner, -1)
+            if self.leave(beginner):
                 metrics.REJECTED.labels(reason="client-gone").inc()
-            elif not beginner.reply.cancelled() and beginner.reply.exception() is None:
-                self.arrived(claim.lane)  # the turn came in the same moment: to the next
             raise
         return self._clock() - beginner.asked
 
-    def arrived(self, lane: Lane) -> None:
-        """A picture whose turn it was waits for the device now, or never will."""
-        self.rows.ahead.arrived(lane)
+    def leave(self, beginner: Beginner) -> bool:
+        """A picture waits for the device now, or will never be begun; returns whether it still waited for its turn."""
+        waited = self.rows.ahead.leave(beginner)
+        if waited:
+            self._count(beginner, -1)
         self._wake.set()
+        return waited
 
     async def submit_for(self, claim: Claim, shape: Hashable, payload: Any, pixels: int) -> Any:
         """``Ticket.submit``, which is what to call."""
@@ -279,12 +287,10 @@ class Batcher:
         """Tell those who may be begun, or that nobody will be."""
         if self._closing:
             for late in list(self.rows.ahead):
-                self.rows.ahead.remove(late)
+                self.rows.ahead.leave(late)
                 self._overtaken(late, stopping())
         while (beginner := self.rows.next_turn()) is not None:
             self._count(beginner, -1)
-            if beginner.reply.done():
-                self.rows.ahead.arrived(beginner.lane)  # the caller left in the same moment
             answer(beginner.reply, None)
 
     def _overtaken(self, waiter: Item | Beginner, why: Exception) -> None:
@@ -306,7 +312,7 @@ class Batcher:
         self._device.start(batch)
 
     def _settle(self, batch: Batch, outcomes: list[Outcome], seconds: float) -> None:
-        computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not all(item.gone for item in batch.items)
+        computed = not any(isinstance(outcome, Exception) for outcome in outcomes) and not any(item.gone for item in batch.items)
         self.rows.done(batch, seconds if batch.timed and computed else None)
         for item, outcome in zip(batch.items, outcomes, strict=True):
             answer(item.reply, outcome)

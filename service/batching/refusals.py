@@ -11,6 +11,13 @@ def stopping() -> Overloaded:
     return Overloaded("the service is stopping", retry_after_s=5)
 
 
+def too_short(needed_s: float, left_s: float) -> DeadlineMissed:
+    """For whoever asks for an answer sooner than one picture takes; counted."""
+    metrics.REJECTED.labels(reason="deadline-too-short").inc()
+    left = "it has passed" if left_s <= 0 else f"it is {1000 * left_s:.0f} ms from now"
+    return DeadlineMissed(f"the deadline cannot be met: {left} and this needs {1000 * needed_s:.0f} ms by itself", retry_after_s=1)
+
+
 def missed(detail: str, retry_after_s: int = 1) -> DeadlineMissed:
     """For whoever was let in and overtaken by the deadline; counted."""
     metrics.REJECTED.labels(reason="deadline-passed").inc()

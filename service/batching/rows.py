@@ -63,7 +63,7 @@ class Rows:
         return item
 
     def next_turn(self) -> Beginner | None:
-        """Whoever may be begun now; it is on its way until ``ahead.arrived``."""
+        """Whoever may be begun now; it is on its way until ``ahead.leave``."""
         return self.ahead.next()
 
     def next_batch(self) -> Batch | None:

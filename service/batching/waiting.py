@@ -89,8 +89,9 @@ class Waiting:
 
     def add(self, item: Item) -> None:
         if not any(lanes[item.lane] for lanes in self.rows.values()):
-            # A lane that was empty begins level with the other: no claim on time it did not use, no debt from a quieter hour.
-            self.used[item.lane] = self.used[OTHER[item.lane]]
+            # A lane that was empty has no claim on time that it did not use.  What it used beyond its share still counts: the row of a
+            # lane whose items come one by one, as tiles do, is empty whenever one is taken.
+            self.used[item.lane] = max(self.used[item.lane], self.used[OTHER[item.lane]])
         self.rows.setdefault(item.bucket, {lane: deque() for lane in LANES})[item.lane].append(item)
         self.seconds[item.lane] += item.seconds
 

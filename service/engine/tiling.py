@@ -46,6 +46,11 @@ class Tile:
     rows: Span
     columns: Span
 
+    @property
+    def positions(self) -> int:
+        """Of its window."""
+        return (self.rows.window_end - self.rows.window_start) * (self.columns.window_end - self.columns.window_start)
+
 
 def spans(length: int, side: int, margin: int) -> list[Span]:
     """Spans of equal windows that cover ``length``; one that is all of it when it is no longer than a window."""

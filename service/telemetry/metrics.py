@@ -38,7 +38,7 @@ LEASES = Counter("sdc_lease_total", "Renders that several replicas might have ma
 READY = Gauge("sdc_ready", "1 when the model is loaded and warm.")
 BUILD_INFO = Gauge("sdc_build_info", "Always 1.", ["version", "model", "device"])
 
-REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-passed", "client-gone", "stopping")
+REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-too-short", "deadline-passed", "client-gone", "stopping")
 """of ``REJECTED``; docs/OPERATIONS.md says what each means"""
 
 

@@ -829,7 +829,7 @@ def test_whoever_leaves_gives_the_turn_to_the_next(moment: str) -> None:
         device.gate.set()
         assert await asyncio.gather(*(begun(batcher, number, order) for number in range(3, 20))) == [n * n for n in range(3, 20)]
         await asyncio.gather(*tasks)
-        assert not batcher.rows.ahead._begun.total()
+        assert not any(batcher.rows.ahead._begun.values())
 
     run(scenario, max_batch=1, max_delay_s=0)
 
@@ -843,7 +843,7 @@ def test_closing_refuses_who_waits_for_a_turn_at_once() -> None:
         with pytest.raises(Overloaded, match="stopping"):
             await outside
         with pytest.raises(Overloaded, match="stopping"):
-            await batcher.turn_of(batcher.admission.claim("square", 1, "interactive", math.inf))
+            batcher.begin(batcher.admission.claim("square", 1, "interactive", math.inf))
         device.gate.set()
         await closing
         assert await asyncio.gather(*tasks) == [1_000_000, 0, 1]

@@ -30,7 +30,7 @@ def rows(clock: Clock) -> Rows:
 
 
 def claim(deadline: float = math.inf, lane: Lane = "interactive", device_s: float = 0.0, processor_s: float = 0.0) -> Claim:
-    return Claim("render", 10, lane, deadline, device_s, processor_s, 0.0, 0.0)
+    return Claim("render", 10, 10, lane, deadline, device_s, processor_s, 0.0, 0.0)
 
 
 def submit(rows: Rows, name: str, of: Claim | None = None, shape: str = "s") -> Any:
@@ -139,6 +139,41 @@ def test_how_long_the_oldest_has_waited(rows: Rows, clock: Clock) -> None:
     assert rows.oldest_s() == 4.0
     hand_over(rows)
     assert rows.oldest_s() == 3.0
+
+
+@pytest.mark.parametrize("max_batch", [1, 4])
+@pytest.mark.parametrize("clients", [2, 16])
+@pytest.mark.parametrize("pictures", [1, 4])
+def test_lanes_that_always_have_work_share_the_device_four_to_one(pictures: int, clients: int, max_batch: int) -> None:
+    """Tiles of a bulk picture come one after the other, a client's next picture when it has had its last: rows are often empty."""
+    clock = Clock()
+    rows, had = Rows(max_batch, 0.0, 2, clock), dict.fromkeys(LANES, 0.0)
+    takes: dict[str, float] = {"interactive": 1.0, "bulk": 4.0}
+    for lane in LANES:
+        for size in {1, max_batch}:
+            rows.durations.learn("render", lane, size, 10, takes[lane] * size)
+
+    def come(lane: Lane) -> None:
+        submit(rows, lane, claim(lane=lane), shape=lane)
+
+    for _ in range(clients):
+        come("interactive")
+    for _ in range(pictures):
+        come("bulk")
+    for _ in range(400):
+        while (batch := rows.next_batch()) is not None:
+            rows.hand_over(batch)
+        done = rows.in_hand[0]
+        seconds = takes[done.bucket[1]] * done.size  # type: ignore[index]
+        clock.now += seconds
+        rows.done(done, seconds)
+        for item in done.items:
+            had[item.lane] += seconds / len(done.items)
+            come(item.lane)
+    share = had["bulk"] / sum(had.values())
+    assert share > 0.15
+    if clients > MOST_IN_HAND * max_batch:  # else all their pictures are with the device at times, and what they leave is bulk's
+        assert share < 0.3
 
 
 @given(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from service.batching.admission import Admission, Claim
+from service.batching.ahead import Beginner
 from service.batching.batcher import PATIENCE_S
 from service.batching.rows import Rows
 from service.batching.waiting import LANES, Batch, Lane
@@ -63,8 +64,8 @@ class Request:
     answered: Callable[[Request, str | None], None]
     """told the reason of a refusal, or None"""
     claim: Claim = field(init=False)
-    on_its_way: bool = field(default=False, init=False)
-    """begun, and not yet in the device's row"""
+    beginner: Beginner = field(init=False)
+    """as such it waits for its turn, until it is in the device's row"""
 
 
 class Replica:
@@ -118,19 +119,21 @@ class Replica:
             return
         try:
             request.claim = self._admission.claim(_bucket(picture)[0], picture.pixels, picture.lane, request.deadline)
+        except DeadlineMissed:
+            self._refused(request, "deadline-too-short")
+            return
         except Overloaded as error:
             self._refused(request, "queue-full" if error.detail == "the queue is full" else "deadline-unreachable")
             return
         self.inside[picture.operation] += 1
         self._admission.enter(request.claim)
-        self._rows.begin(request.claim, request)
+        request.beginner = self._rows.begin(request.claim, request)
         self._dispatch()
 
     def _give_turns(self) -> None:
         """Whoever may be begun."""
         while (beginner := self._rows.next_turn()) is not None:
             request, lane = beginner.reply, beginner.lane
-            request.on_its_way = True
             request.claim.waited_s = self.events.now - beginner.asked
             self._aside(request, request.picture.begin_s, PATIENCE_S[lane] - request.claim.waited_s, self._submit)
 
@@ -138,14 +141,9 @@ class Replica:
         self.rejected[reason] += 1
         request.answered(request, reason)
 
-    def _arrived(self, request: Request) -> None:
-        if request.on_its_way:
-            request.on_its_way = False
-            self._rows.ahead.arrived(request.picture.lane)
-
     def _overtaken(self, request: Request) -> None:
         """Its deadline passed while it waited."""
-        self._arrived(request)
+        self._rows.ahead.leave(request.beginner)
         self._admission.leave(request.claim, DeadlineMissed)
         self.inside[request.picture.operation] -= 1
         self._refused(request, "deadline-passed")
@@ -171,8 +169,7 @@ class Replica:
     def _use_threads(self) -> None:
         while self._threads and self._row:
             _, _, request, took, then = heapq.heappop(self._row)
-            claim = request.claim
-            if self.events.now > claim.deadline - claim.device_s - claim.processor_s:
+            if self.events.now > request.claim.latest:
                 self._overtaken(request)
                 continue
             self._threads -= 1
@@ -189,7 +186,7 @@ class Replica:
     def _submit(self, request: Request) -> None:
         picture = request.picture
         self._admission.submitted(request.claim, picture.pixels)
-        self._arrived(request)
+        self._rows.ahead.leave(request.beginner)
         self._rows.submit(request.claim, picture.shape, None, picture.pixels, request)
         self._dispatch()
 

@@ -1,0 +1,92 @@
+import math
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import REGISTRY
+
+from service.batching.admission import Admission
+from service.batching.durations import Durations
+from service.errors import DeadlineMissed, Overloaded
+from service.telemetry import metrics
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def admission(now: list[float]) -> Admission:
+    """A render takes a hundredth of a second for each pixel on the device, and a tenth of that on each of two processors."""
+    durations = Durations()
+    for pixels in (10, 1000):
+        durations.learn("render", None, 1, pixels, pixels / 100)
+        durations.learn("render aside", None, 1, pixels, pixels / 1000)
+    return Admission(["render"], 10_000, 2, durations, lambda lane: 0.0, lambda: now[0])
+
+
+def grown(action: Callable[[], object]) -> set[str]:
+    """Reasons of refusals that an action counts."""
+
+    def counts() -> dict[str, float]:
+        return {reason: REGISTRY.get_sample_value("sdc_rejected_total", {"reason": reason}) or 0.0 for reason in metrics.REASONS}
+
+    before = counts()
+    action()
+    return {reason for reason, count in counts().items() if count > before[reason]}
+
+
+@pytest.mark.parametrize("tiles", [1, 4, 48])
+def test_a_picture_claims_nothing_of_the_device_when_all_its_tiles_are_there(admission: Admission, tiles: int) -> None:
+    claim = admission.claim("render", 480, "bulk", math.inf)
+    admission.enter(claim)
+    assert admission.wait_s("bulk") == pytest.approx(4.8)
+    for handed_over in range(1, tiles + 1):
+        admission.submitted(claim, 480 // tiles)
+        assert claim.device_s == pytest.approx(4.8 * (1 - handed_over / tiles))
+    assert claim.latest == math.inf
+    assert admission.wait_s("bulk") == pytest.approx(0.48 / 2), "the processor's part alone"
+
+
+def test_overlaps_are_computed_too(admission: Admission, now: list[float]) -> None:
+    claim = admission.claim("render", 400, "bulk", 100.0, submitted=624)
+    assert claim.device_s == pytest.approx(6.24)
+    assert claim.processor_s == pytest.approx(0.4)
+    assert claim.latest == pytest.approx(100 - 6.24 - 0.4)
+    admission.enter(claim)
+    for _ in range(4):
+        admission.submitted(claim, 156)
+    assert (claim.to_come, claim.device_s) == (0, pytest.approx(0.0))
+    now[0] = claim.promised_s
+    admission.processed(claim, 0.4)
+    admission.leave(claim, None)
+    with_company = admission.claim("render", 10, "interactive", math.inf)
+    admission.enter(with_company)
+    admission.claim("render", 10, "interactive", now[0] + 0.23)  # a promise that was kept leaves no margin behind
+
+
+def test_what_takes_longer_by_itself_is_no_load(admission: Admission) -> None:
+    """More replicas could not answer in time either."""
+
+    def ask() -> None:
+        with pytest.raises(DeadlineMissed, match=r"it is 100 ms from now and this needs 1100 ms by itself"):
+            admission.claim("render", 100, "interactive", 0.1)
+
+    assert grown(ask) == {"deadline-too-short"}
+
+
+def test_what_others_leave_no_time_for_is(admission: Admission) -> None:
+    admission.enter(admission.claim("render", 100, "interactive", math.inf))
+
+    def ask() -> None:
+        with pytest.raises(Overloaded, match=r"about 1000 ms of other work are ahead and this needs 1100 ms") as refused:
+            admission.claim("render", 100, "interactive", 1.5)
+        assert not isinstance(refused.value, DeadlineMissed)
+
+    assert grown(ask) == {"deadline-unreachable"}
+
+
+def test_a_deadline_in_the_past(admission: Admission, now: list[float]) -> None:
+    now[0] = 5.0
+    with pytest.raises(DeadlineMissed, match="it has passed"):
+        admission.refuse_hopeless("render", 4.9, "interactive")
