@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
+from service.imaging.costs import too_much
 from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
@@ -24,6 +25,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 # Pillow's own limit only warns below twice its value; ours is checked before any decoding.
 Image.MAX_IMAGE_PIXELS = None
 
+_EIGHT_OF_SIXTEEN: Plane = np.rint(np.arange(1 << 16) / 257).astype(np.uint8)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -37,10 +39,12 @@ def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
         UnsupportedInput: not one of the accepted formats.
         TooManyPixels: or a side that is too long; found from the header, before decoding.
         AnimatedPicture: more than one frame.
-        UndecodablePicture: truncated or damaged.
+        UndecodablePicture: truncated, damaged, or made to take far more time or memory than its pixels do.
     """
     with _damage_told(), _read_header(content, max_pixels, max_side) as image:
         image.load()
+        if image.format == "PNG":
+            _scale_transparency(image, depth=content[24])
         return _to_picture(image)
 
 
@@ -53,12 +57,16 @@ def picture_size(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
 def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=ACCEPTED)
     # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    # Not ``n_frames``: that looks for the last one, past as many as there may be.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise AnimatedPicture("the picture has more than one frame: send a single one")
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted", max_pixels)
     if max(image.size) > max_side:
         raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
+    costly = too_much(image, content)
+    if costly:
+        raise UndecodablePicture(costly)
     return image
 
 
@@ -81,7 +89,8 @@ def _damage_told() -> Iterator[None]:
 
 def _to_picture(image: Image.Image) -> Picture:
     profile = image.info.get("icc_profile")
-    ImageOps.exif_transpose(image, in_place=True)
+    with suppress(Exception):  # of damaged EXIF: the picture is sound, and stays as it is
+        ImageOps.exif_transpose(image, in_place=True)
     image, alpha = _split_alpha(_to_eight_bits(image))
     rgb = _to_srgb(image, profile)
     pixels = np.asarray(rgb)
@@ -90,19 +99,39 @@ def _to_picture(image: Image.Image) -> Picture:
     return Picture(_fill_hidden(pixels, alpha), alpha)
 
 
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Bring the level or colour that stands for transparent to the scale of the samples, which Pillow brings to eight bits without it.
+
+    ``depth`` is that of the file (PNG, section 11.2.2).  Colours of 16 bits that agree in their upper eight become transparent together.
+    """
+    level = image.info.get("transparency")
+    if image.mode == "L" and isinstance(level, int) and depth in (2, 4):
+        image.info["transparency"] = level * (255 // ((1 << depth) - 1))
+    elif image.mode == "RGB" and isinstance(level, tuple) and depth == 16:
+        image.info["transparency"] = tuple(sample >> 8 for sample in level)
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit and float grey to 8-bit grey, with alpha where one level is transparent; every other mode as it is."""
     if image.mode.startswith("I") or image.mode == "F":
-        samples: npt.NDArray[np.float64] = np.asarray(image).astype(np.float64)
-        if image.mode == "F" and samples.size and np.nanmax(samples) <= 1.0:
-            samples = samples * 65535
-        eight = np.clip(np.rint(np.nan_to_num(samples) / 257), 0, 255).astype(np.uint8)
+        eight = _sixteen_to_eight(np.asarray(image), image.mode)
         transparent = image.info.get("transparency")
         if not isinstance(transparent, int):
             return Image.fromarray(eight)
         alpha = np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
         return Image.merge("LA", (Image.fromarray(eight), Image.fromarray(alpha)))
     return image
+
+
+def _sixteen_to_eight(samples: npt.NDArray[Any], mode: str) -> Plane:
+    """Grey samples of 0..65535, or 0..1 in a float picture, to 0..255."""
+    if samples.dtype == np.uint16:  # by far the most usual: by table, without planes of floats
+        eight: Plane = _EIGHT_OF_SIXTEEN[samples]
+        return eight
+    floats: npt.NDArray[np.float64] = samples.astype(np.float64)
+    if mode == "F" and floats.size and np.nanmax(floats) <= 1.0:
+        floats *= 65535
+    return np.clip(np.rint(np.nan_to_num(floats) / 257), 0, 255).astype(np.uint8)
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Plane | None]:

@@ -202,3 +202,42 @@ def test_sixteen_bit_grey_with_a_transparent_level() -> None:
     picture = open_picture(saved(Image.fromarray(samples), "PNG", transparency=level), LIMIT)
     assert picture.alpha is not None
     assert ((picture.alpha == 0) == (samples == level)).all()
+
+
+def png_by_hand(depth: int, colour: int, samples: list[list[int]], transparent: list[int]) -> bytes:
+    """Of samples that Pillow cannot write: 2 and 4 bits a grey sample, 16 bits a colour."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b""
+    for row in samples:
+        bits = "".join(format(sample, f"0{depth}b") for sample in row)
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    width = len(samples[0]) // (3 if colour == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, len(samples), depth, colour, 0, 0, 0)
+    trns = struct.pack(f">{len(transparent)}H", *transparent)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", trns) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_level_of_any_depth(depth: int) -> None:
+    most = (1 << depth) - 1
+    picture = open_picture(png_by_hand(depth, 0, [[most] * 4 + [most // 3] * 4] * 8, [most]), LIMIT)
+    assert picture.alpha is not None
+    assert (picture.alpha == [0] * 4 + [255] * 4).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_colour_of_any_depth(depth: int) -> None:
+    gone, there = ([0x12, 0x56, 0x9A], [0x80, 0x40, 0x20]) if depth == 8 else ([0x1234, 0x5678, 0x9ABC], [0x8000, 0x4000, 0x2000])
+    picture = open_picture(png_by_hand(depth, 2, [gone * 4 + there * 4] * 8, gone), LIMIT)
+    assert picture.alpha is not None
+    assert (picture.alpha == [0] * 4 + [255] * 4).all()
+    assert (picture.rgb[0, 7] == [0x80, 0x40, 0x20]).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0GARBAGEGARBAGE", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif\0\0MM\0*\x7f\xff\xff\xff"])
+def test_damaged_exif_does_not_damage_the_picture(kind: str, exif: bytes) -> None:
+    assert open_picture(saved(Image.fromarray(SOURCE), kind, exif=exif), LIMIT).rgb.shape == SOURCE.shape

@@ -1,0 +1,53 @@
+"""What reading a picture would cost beyond its pixels, told from its bytes before anything of it is decoded.
+
+A header that promises few pixels can stand before hours of work or gigabytes of memory, and decoders have no limits of their own.
+"""
+
+from __future__ import annotations
+
+import re
+
+from PIL import Image
+
+MOST_SCANS = 100
+"""of a JPEG: each passes over all pixels, be it by thirteen bytes.  Cameras and encoders make one to some dozen"""
+LARGEST_TILE_SIDE = 2048
+"""of a TIFF, where its picture is smaller: a whole tile is decoded, however little of it is shown"""
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+"""tags, TIFF 6.0 section 15"""
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+"""not those within a scan: a stuffed zero, restarts"""
+_BARE, _START_OF_SCAN, _END = frozenset({0x01, 0xD8}), 0xDA, 0xD9
+
+
+def too_much(image: Image.Image, content: bytes) -> str | None:
+    """Why a picture is not to be decoded; None where nothing speaks against it.
+
+    Args:
+        image: opened and not loaded.
+        content: what it was opened from.
+    """
+    if image.format in ("JPEG", "MPO") and (found := scans(content)) > MOST_SCANS:
+        return f"the JPEG has {found} scans or more; at most {MOST_SCANS} are accepted: save it anew"
+    if image.format == "TIFF":
+        tile = max(int(image.tag_v2.get(tag, 0)) for tag in (_TILE_WIDTH, _TILE_LENGTH))  # type: ignore[attr-defined]
+        if tile > max(LARGEST_TILE_SIDE, *(side + 15 for side in image.size)):  # tiles are multiples of 16
+            return f"the TIFF has tiles of {tile} pixels a side, for a picture of {image.width}x{image.height}: save it anew"
+    return None
+
+
+def scans(content: bytes) -> int:
+    """Scans of the first picture in a JPEG file, counted to one more than ``MOST_SCANS``.
+
+    Walks its segments (ITU-T T.81, annex B), so that a thumbnail, a profile or a film behind the picture does not count.
+    """
+    at, found = 2, 0
+    while found <= MOST_SCANS and (marker := _MARKER.search(content, at)) is not None:
+        kind, at = marker[1][0], marker.end()
+        if kind == _END:
+            break
+        found += kind == _START_OF_SCAN
+        if kind not in _BARE:
+            at += max(2, int.from_bytes(content[at : at + 2], "big"))
+    return found

@@ -1,0 +1,128 @@
+"""Files of a few kilobytes that would take hours or gigabytes, and honest ones that look like them."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import AnimatedPicture, UndecodablePicture
+from service.imaging.costs import LARGEST_TILE_SIDE, MOST_SCANS, scans
+from service.imaging.opening import open_picture, picture_size
+from tests.conftest import make_picture
+
+LIMIT = 1 << 26
+
+
+def jpeg(**options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(make_picture(64, 96)).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def refined(scans: int) -> bytes:
+    """A progressive JPEG, grey, 16x16: the DC scan, the AC scan, and then refinements that refine nothing, of some dozen bytes each."""
+
+    def segment(kind: int, body: bytes) -> bytes:
+        return bytes([0xFF, kind]) + struct.pack(">H", 2 + len(body)) + body
+
+    def scan(first: int, last: int, high_low: int, data: bytes) -> bytes:
+        return segment(0xDA, bytes([1, 1, 0, first, last, high_low])) + data
+
+    head = b"\xff\xd8" + segment(0xDB, bytes([0]) + bytes([16] * 64))
+    head += segment(0xC2, struct.pack(">BHHB", 8, 16, 16, 1) + bytes([1, 0x11, 0]))
+    head += segment(0xC4, bytes([0, 1, *[0] * 15, 0])) + segment(0xC4, bytes([0x10, 1, *[0] * 15, 0xE0]))
+    run = (int("0" + "0" * 12 + "100", 2)).to_bytes(2, "big")  # of four blocks without coefficients, by a run that could be 2**14
+    return head + scan(0, 0, 0, b"\0") + scan(1, 63, 0x01, run) + scan(1, 63, 0x10, run) * (scans - 2) + b"\xff\xd9"
+
+
+def tiff(width: int, height: int, tile: int) -> bytes:
+    """Grey, one deflated tile."""
+    packed = zlib.compress(bytes([128]) * tile * tile)
+
+    def entry(tag: int, kind: int, value: int) -> bytes:
+        return struct.pack("<HHIHH", tag, 3, 1, value, 0) if kind == 3 else struct.pack("<HHII", tag, 4, 1, value)
+
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, tile), (323, 4, tile)]
+    at = 8 + 2 + 12 * (len(tags) + 2) + 4
+    entries = b"".join(entry(*each) for each in [*tags, (324, 4, at), (325, 4, len(packed))])
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + bytes(4) + packed
+
+
+def pages(count: int) -> bytes:
+    """A TIFF of so many pages of one pixel."""
+    fields = [(256, 1), (257, 1), (258, 8), (262, 1), (273, 8), (277, 1), (279, 1)]
+    size = 2 + 12 * len(fields) + 4
+    out = bytearray(b"II*\0" + struct.pack("<I", 16) + bytes([128]) * 8)
+    for page in range(count):
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+        out += struct.pack("<H", len(fields)) + entries + struct.pack("<I", 16 + size * (page + 1) if page < count - 1 else 0)
+    return bytes(out)
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, {1}), ({"progressive": True}, {10}), ({"progressive": True, "quality": 98}, {10})])
+def test_scans_of_ordinary_jpegs(options: dict[str, object], expected: set[int]) -> None:
+    assert {scans(jpeg(**options))} == expected
+
+
+def test_what_stands_in_a_segment_or_behind_the_picture_is_no_scan() -> None:
+    thumbnails = b"\xff\xda\x00\x08" * 1000
+    content = jpeg(exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnails, comment=thumbnails) + thumbnails
+    assert scans(content) == 1
+    assert open_picture(content, LIMIT).width == 96
+
+
+def test_a_jpeg_of_as_many_scans_as_may_be() -> None:
+    content = refined(MOST_SCANS)
+    assert scans(content) == MOST_SCANS
+    assert open_picture(content, LIMIT).rgb.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("read", [open_picture, picture_size])
+def test_a_jpeg_of_ever_more_scans_is_refused_unread(read: object) -> None:
+    content = refined(20_000)
+    assert scans(content) == MOST_SCANS + 1, "no need to count on"
+    with pytest.raises(UndecodablePicture, match="101 scans or more"):
+        read(content, LIMIT)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xda", b"\xff\xd8\xff\xda\xff\xff", b"\xff" * 100])
+def test_scans_of_what_is_no_jpeg(damaged: bytes) -> None:
+    assert scans(damaged) <= 1
+
+
+def test_a_tile_that_is_larger_than_its_picture() -> None:
+    assert open_picture(tiff(30, 40, 512), LIMIT).rgb.shape == (40, 30, 3)
+    content = tiff(16, 16, 2 * LARGEST_TILE_SIDE)
+    tracemalloc.start()
+    with pytest.raises(UndecodablePicture, match=r"tiles of 4096 pixels a side, for a picture of 16x16"):
+        open_picture(content, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_picture_of_one_large_tile() -> None:
+    side = LARGEST_TILE_SIDE + 100
+    assert open_picture(tiff(side, side, -(-side // 16) * 16), LIMIT).rgb.shape == (side, side, 3)
+
+
+def test_more_pages_than_one_are_not_counted() -> None:
+    """Counting them takes time in proportion to their square: minutes for what can be sent in a second."""
+    with pytest.raises(AnimatedPicture):
+        picture_size(pages(100_000), LIMIT)
+    assert picture_size(pages(1), LIMIT) == (1, 1)
+
+
+def test_sixteen_bit_grey_takes_no_planes_of_floats() -> None:
+    samples = np.arange(1 << 20, dtype=np.uint32).astype(np.uint16).reshape(1024, 1024)
+    out = io.BytesIO()
+    Image.fromarray(samples).save(out, "PNG")
+    tracemalloc.start()
+    rgb = open_picture(out.getvalue(), LIMIT).rgb
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (rgb[:, :, 0] == np.rint(samples / 257)).all()
+    assert peak < 12 * samples.size, "the picture's three bytes a pixel, its grey, and the file"
