@@ -126,6 +126,7 @@ def serve(
     import structlog
     import uvicorn
 
+    from service.api.protocol import BoundedProtocol
     from service.app import create_app
     from service.telemetry import logs
 
@@ -150,6 +151,7 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            http=BoundedProtocol,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_s,
         )
