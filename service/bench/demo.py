@@ -33,16 +33,17 @@ def main() -> None:
     console = Console()
     started = time.monotonic()
     with _serving() as server, httpx.Client(base_url=server.base, timeout=60) as client:
-        console.print(f"the service was ready after {time.monotonic() - started:.1f} s\n", highlight=False)
+        console.print(f"the service was ready after {time.monotonic() - started:.1f} s", highlight=False)
         table = Table("photograph", "file", "bytes", *NAMES, title="one photograph each, the rivals at at least our bytes")
         for name in PHOTOGRAPHS:
             pixels = np.ascontiguousarray(getattr(skimage.data, name)())
             shown = _one(client, name, pixels, table)
+            console.print(f"{name}: {len(shown['sdc'][0]):,} bytes, and the rivals at that", highlight=False)
             if name == SHOWN:
                 PICTURE.parent.mkdir(exist_ok=True)
                 sizes = {"original": (as_png(pixels), pixels), **shown}
                 side_by_side({name: (len(content), plane) for name, (content, plane) in sizes.items()}).save(PICTURE)
-    console.print(table)
+    console.print("\n", table)
     console.print(f"side by side: {PICTURE.resolve()}", highlight=False, soft_wrap=True)
 
 

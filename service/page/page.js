@@ -139,6 +139,8 @@ function refused(reply, problem) {
 function complain(title, detail, action = '', act = null) {
   $('problem-title').textContent = title;
   $('problem-detail').textContent = detail;
+  $('problem-shown').hidden = !compared;
+  if (compared) $('problem-shown').textContent = `Below is still the last comparison, ${compared.photo.name} in ${number(compared.bytes)} bytes at most.`;
   Object.assign($('problem-action'), { hidden: !action, disabled: false, textContent: action, onclick: act });
   $('problem').hidden = false;
   $('problem').scrollIntoView({ block: 'nearest' });

@@ -345,7 +345,7 @@ def test_what_the_service_refuses(browser: Browser, server: Server, photograph: 
         page.fill("#bytes", "3")
         page.press("#bytes", "Tab")
         expect(page.locator("#problem")).to_contain_text("32 or more")
-        full = {"type": "urn:sdc:problem:overloaded", "title": "Service Unavailable", "status": 503, "detail": "all places are taken"}
+        full = {"type": "urn:sdc:problem:overloaded", "title": "Overloaded", "status": 503, "detail": "all places are taken"}
 
         def refuse(route: Route) -> None:
             route.fulfill(status=503, content_type="application/problem+json", headers={"Retry-After": "2"}, body=json.dumps(full))
