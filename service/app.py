@@ -86,6 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         separate_input_output_schemas=False,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.failed = False
     app.state.stop = partial(os.kill, os.getpid(), signal.SIGTERM)  # the command line has a way that lets it choose its exit code

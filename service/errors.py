@@ -121,6 +121,12 @@ class Gone(SdcError):
     kind = "gone"
 
 
+class PreconditionFailed(SdcError):
+    """What is stored is not what the caller takes it for."""
+
+    kind = "precondition-failed"
+
+
 class RangeNotSatisfiable(SdcError):
     """A range of bytes beyond the end."""
 

@@ -13,7 +13,7 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +51,9 @@ SMALL_PIXELS = 2 << 20
 """a photo up to this size is compressed in the interactive lane unless its sender says otherwise"""
 WARM_SIDES = (256, 512)
 """sides of the pictures that are run before the first request is taken"""
+
+VERIFY = "verify"
+"""an operation that needs the processor alone"""
 
 Result = TypeVar("Result")
 
@@ -301,12 +304,16 @@ class Pipeline:
         known = ", ".join(f"'{codec.reads[identity]}' ({identity.hex()})" for identity, codec in self._codecs.items())
         raise WrongModel(f"this file was made with model {blob.model_identity.hex()}; this service has {known}")
 
-    async def verify(self, blob: Blob) -> None:
-        """Decode everything but the pixels; raises CorruptBlob."""
+    async def verify(self, blob: Blob, deadline: float = math.inf) -> None:
+        """Decode everything but the pixels, which for a file made to be slow takes as long as they do.
+
+        Raises CorruptBlob, and the errors of ``Batcher.admit``.
+        """
         codec = self.codec_of(blob)
-        await self._off_loop(lambda: self._coding(codec, "decode", blob))
-        if container.ALPHA in blob.sections:
-            await self._off_loop(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
+        with self.batcher.admit(VERIFY, _padded_pixels(codec.manifest, blob.width, blob.height), "bulk", deadline) as ticket:
+            await ticket.aside(lambda: self._coding(codec, "decode", blob))
+            if container.ALPHA in blob.sections:
+                await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
 
     async def render(self, content: bytes, options: RenderOptions, deadline: float = math.inf) -> Rendered:
         """Blob to the bytes of a picture, before ``deadline`` on the monotonic clock."""
@@ -370,11 +377,6 @@ class Pipeline:
         return np.ascontiguousarray(canvas[: blob.height, : blob.width])
 
     # -- plumbing
-
-    async def _off_loop(self, call: Callable[[], Result]) -> Result:
-        """Run something short on the processor's threads, without a ticket."""
-        result, _ = await self.batcher.processor.run(call)
-        return result
 
     async def warm_up(self) -> None:
         """Run every operation on the device's thread, at both batch sizes and for a small and a middling picture.
@@ -494,7 +496,7 @@ async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterat
             stack.push_async_callback(asyncio.to_thread, coding.close)
         processor = CpuPool(settings.cpu_workers)
         largest = engine.batch_of(settings.max_batch)
-        batcher = Batcher(operations, largest, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor)
+        batcher = Batcher(operations, largest, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor, processor_only=[VERIFY])
         pipeline = Pipeline(engine, codec, batcher, settings, others, coding)
         stack.push_async_callback(pipeline.close)
         if warm:

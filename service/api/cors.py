@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.middleware import HttpMiddleware, header
 
 METHODS = "GET, HEAD, POST, DELETE"
-REQUEST_HEADERS = "Accept, Authorization, Content-Type, If-None-Match, Range, SDC-Deadline-Ms, X-Request-Id, traceparent"
+REQUEST_HEADERS = (
+    "Accept, Authorization, Content-Type, If-Match, If-None-Match, If-Range, Range, SDC-Deadline-Ms, X-Request-Id, traceparent"
+)
 REPLY_HEADERS = (
     b"Cache-Status, Content-Location, Content-Range, ETag, Location, Retry-After, SDC-Id, SDC-Variant, Server-Timing, X-Request-Id"
 )

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with our errors as they are.  Knows nothing of what the routes do.
+"""The OpenAPI document and its page: FastAPI's, with our errors as they are.  Knows nothing of what the routes do.
 
 FastAPI takes every reply with a model for ``application/json`` and adds its own 422 for parameters; ours are problems, and 400.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 
 from service.api.problems import PROBLEM_TYPE
 
@@ -16,12 +18,23 @@ PROBLEM = {
     "description": "A problem (RFC 9457): `type` is for programs, `detail` for people.",
     "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
+PLACE = b'<div id="swagger-ui">'
+"""of the page, where its scripts put what they make"""
 NOT_FOR_US = ("HTTPValidationError", "ValidationError")
 """schemas of replies that FastAPI would give"""
 
 
+UNTIL_THEN = b"""<p>What is here to be seen comes by scripts from cdn.jsdelivr.net. Where those do not come,
+<a href="/openapi.json">/openapi.json</a> says the same as data.</p>"""
+
+
 def install(app: FastAPI) -> None:
-    """Make the document when it is first asked for."""
+    """Make the document when it is first asked for, and a page of it at /docs that is not empty without the internet."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        page = get_swagger_ui_html(openapi_url="/openapi.json", title=f"{app.title} {app.version}")
+        return HTMLResponse(bytes(page.body).replace(PLACE, PLACE + UNTIL_THEN))
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

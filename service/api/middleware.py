@@ -12,7 +12,7 @@ from functools import lru_cache
 import structlog
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import tracing
@@ -37,6 +37,11 @@ def header(scope: Scope, name: bytes) -> str | None:
     """A header of the request, its lines put together as RFC 9110 (5.3) says; ``name`` in lower case."""
     found = [value for key, value in scope["headers"] if key == name]
     return b", ".join(found).decode("latin-1") if found else None
+
+
+def header_of(request: Request, name: str) -> str | None:
+    """``header``, for a route."""
+    return header(request.scope, name.encode())
 
 
 def has_body(scope: Scope) -> bool:

@@ -1,4 +1,4 @@
-"""Accept and If-None-Match, as RFC 9110 says (sections 12.5.1 and 13.1.2)."""
+"""Accept, If-Match and If-None-Match, as RFC 9110 says (sections 12.5.1, 13.1.1 and 13.1.2)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def wants_blob(accept: str | None) -> bool:
     """Whether the client asks for the ``.sdc`` itself rather than JSON."""
     wanted = qualities(accept or "")
     return wanted.get(BLOB_TYPE, 0.0) > wanted.get("application/json", 0.0)
+
+
+def misses(if_match: str | None, entity_tag: str) -> bool:
+    """Whether an If-Match header is there and names others than this validator, by strong comparison; of what exists ``*`` is true."""
+    if if_match is None or if_match.strip() == "*":
+        return False
+    return entity_tag.startswith("W/") or entity_tag not in (found.group() for found in _ENTITY_TAG.finditer(if_match))
 
 
 def matches(if_none_match: str | None, entity_tag: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
+from service.api.middleware import header_of
 from service.api.negotiation import matches
 from service.errors import NotFound
 
@@ -63,6 +64,6 @@ def make_router() -> APIRouter:
 
 
 def _reply(request: Request, file: _File) -> Response:
-    if matches(request.headers.get("if-none-match"), file.headers["ETag"]):
+    if matches(header_of(request, "if-none-match"), file.headers["ETag"]):
         return Response(None, 304, {name: value for name, value in file.headers.items() if name != "Content-Type"})
     return Response(file.content if request.method == "GET" else None, 200, {**file.headers, "Content-Length": str(len(file.content))})

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.delivery import EMBEDDABLE, HIT, Grant, Wanted, without_work
+from service.api.middleware import header_of
 from service.api.negotiation import BLOB_TYPE, pick_extension, wants_blob
 from service.api.schemas import BlobInfo, CompressQuery, DecompressQuery, Problem, RenderQuery
 from service.api.services import (
@@ -37,7 +38,14 @@ BAD_INPUT: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code 
 MISS = "sdc; fwd=uri-miss"
 """RFC 9211"""
 PICTURE: dict[str, Any] = {"content": {each.content_type: {"schema": {"type": "string", "format": "binary"}} for each in FORMATS.values()}}
-PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {200: PICTURE, 308: {"description": "To the one spelling of this address."}}
+UNCHANGED: dict[str, Any] = {"description": "What the client has is what there is (If-None-Match)."}
+PICTURE_REPLIES: dict[int | str, dict[str, Any]] = {
+    200: PICTURE,
+    304: UNCHANGED,
+    308: {"description": "To the one spelling of this address."},
+}
+BLOB_CONTENT: dict[str, Any] = {"content": {BLOB_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+"""of a reply that is, or can be asked to be, the file itself"""
 NO_ID: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 410, 503)}
 ID_SCHEMA: dict[str, Any] = {"pattern": f"^{ID_PATTERN.pattern}$"}
 BlobId = Annotated[str, Path(description="26 characters of a-z and 2-7.", json_schema_extra=ID_SCHEMA)]
@@ -49,7 +57,11 @@ Extension = Annotated[str, Path(json_schema_extra={"enum": list(FORMATS)})]
     dependencies=[needs("compress")],
     status_code=201,
     response_model=BlobInfo,
-    responses={200: {"model": BlobInfo, "description": "Known already: no device work."}, **BAD_INPUT},
+    responses={
+        200: {"model": BlobInfo, "description": "Known already: no device work.", **BLOB_CONTENT},
+        201: BLOB_CONTENT,
+        **BAD_INPUT,
+    },
     openapi_extra=BODY_DOCUMENTATION,
 )
 async def compress(request: Request, query: Annotated[CompressQuery, Query()], services: InjectedServices, deadline: Deadline) -> Response:
@@ -72,7 +84,7 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     blob = services.pipeline.parse(content)
     status = 201 if created else 200
     headers = {"Location": services.access.link(f"/render/{blob_id}"), "SDC-Id": blob_id, "Cache-Control": "no-store", **timing}
-    if wants_blob(request.headers.get("accept")):
+    if wants_blob(header_of(request, "accept")):
         headers["Content-Disposition"] = disposition(f"{blob_id}.sdc")
         return Response(content, status, headers, BLOB_TYPE)
     body = services.info(blob_id, blob, len(content), facts).model_dump_json()
@@ -90,7 +102,7 @@ async def decompress(
     request: Request, query: Annotated[DecompressQuery, Query()], services: InjectedServices, deadline: Deadline
 ) -> Response:
     """An ``.sdc`` body back to a picture; nothing is stored."""
-    extension = query.format or pick_extension(request.headers.get("accept"))
+    extension = query.format or pick_extension(header_of(request, "accept"))
     services.pipeline.refuse_hopeless("render", deadline)
     rendered = await services.pipeline.render(await read_body(request), RenderOptions(extension, query.steps, query.q, query.box), deadline)
     require_in_time(deadline)
@@ -131,7 +143,7 @@ async def _fetched_or_made(request: Request, services: Services, deadline: float
     grant: Grant = request.state.grant
     wanted, blob_id = grant.wanted, grant.wanted.address.blob_id
     facts = await services.require(blob_id)
-    known = without_work(grant, facts, services, request.method, request.headers.get("if-none-match"))
+    known = without_work(grant, facts, services, request.method, header_of(request, "if-none-match"))
     if known is not None:
         return known
     kept = await services.cache.read(blob_id, wanted.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -34,6 +33,7 @@ STATUS: dict[type[errors.SdcError], int] = {
     errors.BadBlob: 422,
     errors.NotFound: 404,
     errors.Gone: 410,
+    errors.PreconditionFailed: 412,
     errors.RangeNotSatisfiable: 416,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
@@ -52,7 +52,7 @@ def status_of(error: errors.SdcError) -> int:
 
 def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> Response:
     """A problem reply; never cached beyond a few seconds, and then only where the status is about the id."""
-    body = {"type": TYPE_PREFIX + kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **extra}
+    body = {"type": TYPE_PREFIX + kind, "title": kind.replace("-", " ").capitalize(), "status": status, "detail": detail, **extra}
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     if request_id:
         body["request_id"] = request_id

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 from urllib.parse import quote
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from starlette.datastructures import UploadFile
 
 from service.api.access import Access
@@ -27,7 +28,7 @@ from service.storage.keeping import add_tag, keep
 from service.storage.leases import Leases
 from service.storage.renders import RenderCache
 
-DEADLINE_HEADER = "SDC-Deadline-Ms"
+DEADLINE_HEADER, DEADLINE_PATTERN = "SDC-Deadline-Ms", "^[1-9][0-9]{0,8}$"
 TRAVEL_S = 0.03
 """taken off a caller's deadline for the way of the request in and of the reply out"""
 AT_ONCE_BYTES = 1 << 18
@@ -60,6 +61,8 @@ class Services:
     """by id"""
     renders: SharedRuns[Shown] = field(default_factory=SharedRuns)
     """by variant"""
+    verifications: SharedRuns[None] = field(default_factory=SharedRuns)
+    """of files made elsewhere, by id"""
 
     def info(self, blob_id: str, blob: Blob, size: int, facts: Facts) -> BlobInfo:
         """The JSON of a stored blob; ``facts`` are those of its sidecar."""
@@ -120,14 +123,23 @@ async def _once_each(request: Request) -> None:
     once_each([name for name, _ in request.query_params.multi_items()])
 
 
-async def _deadline(request: Request, services: InjectedServices) -> float:
+async def _deadline(
+    services: InjectedServices,
+    given: Annotated[
+        str | None,
+        Header(
+            alias=DEADLINE_HEADER,
+            description="Milliseconds from now in which the reply is of use; refused or given up where that cannot be met.",
+            json_schema_extra={"pattern": DEADLINE_PATTERN},
+        ),
+    ] = None,
+) -> float:
     """When the reply is of no more use, on the monotonic clock: what the caller says, at most what the service says."""
     allowed = services.settings.deadline_s
-    given = request.headers.get(DEADLINE_HEADER)
     if given is None:
         return time.monotonic() + allowed
-    if not given.isascii() or not given.isdecimal() or not 1 <= int(given) < 10**9:
-        raise BadParameter(f"{DEADLINE_HEADER} must be a whole number of milliseconds")
+    if not re.fullmatch(DEADLINE_PATTERN, given):
+        raise BadParameter(f"{DEADLINE_HEADER} must be a whole number of milliseconds, of nine digits at most")
     return time.monotonic() + min(allowed, int(given) / 1000) - TRAVEL_S
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -109,6 +109,7 @@ class Batcher:
         max_delay_s: how long a batch that could be laid out waits for company while the device is busy; 0 is allowed.
         processor: threads for what surrounds the device.
         clock: monotonic seconds.
+        processor_only: names of what is admitted and submits nothing.
     """
 
     def __init__(
@@ -119,11 +120,14 @@ class Batcher:
         max_delay_s: float = 0.01,
         processor: CpuPool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        processor_only: Sequence[str] = (),
     ) -> None:
         self._clock = clock
         self.processor = processor or CpuPool(1, clock)
         self.rows = Rows(max_batch, max_delay_s, self.processor.threads, clock)
-        self.admission = Admission(list(operations), max_pixels, self.processor.threads, self.rows.durations, self.rows.wait_s, clock)
+        self.admission = Admission(
+            [*operations, *processor_only], max_pixels, self.processor.threads, self.rows.durations, self.rows.wait_s, clock
+        )
         self._wake = asyncio.Event()
         self._closing = False
         self.death: BaseException | None = None
@@ -156,7 +160,7 @@ class Batcher:
         """Let a picture in, or not; to be used as a context manager.
 
         Args:
-            operation: key of ``operations`` that it will submit to.
+            operation: key of ``operations`` that it will submit to, or one of ``processor_only``.
             pixels: of the whole picture, padded.
             lane: ``interactive`` or ``bulk``.
             deadline: on the batcher's clock; past it the result is of no use.

@@ -67,6 +67,48 @@ def test_deleting_needs_the_key_and_is_remembered(client: TestClient) -> None:
     assert client.get(location).status_code == 200
 
 
+def test_if_match_is_for_one_file_alone(client: TestClient) -> None:
+    """RFC 9110, section 13.1.1."""
+    path = client.post("/blobs", content=blob_of(client, 33)).headers["location"]
+    tag = client.get(path).headers["etag"]
+    for value, status in ((tag, 200), ("*", 200), (f'"other", {tag}', 200), ('"other"', 412), (f"W/{tag}", 412)):
+        for method in ("GET", "HEAD"):
+            assert client.request(method, path, headers={"if-match": value}).status_code == status
+    refused = client.delete(path, headers={**ADMIN, "if-match": '"other"'})
+    assert (refused.status_code, refused.json()["type"]) == (412, "urn:sdc:problem:precondition-failed")
+    assert client.delete(path, headers={**ADMIN, "if-match": tag}).status_code == 204
+    assert client.delete(path, headers={**ADMIN, "if-match": tag}).status_code == 410
+
+
+def test_the_lines_of_a_header_are_read_together(client: TestClient) -> None:
+    """RFC 9110, section 5.3."""
+    path = client.post("/blobs", content=blob_of(client, 32)).headers["location"]
+    tag = client.get(path).headers["etag"]
+    assert client.get(path, headers=[("if-none-match", '"other"'), ("if-none-match", tag)]).status_code == 304
+    accept = [("accept", "application/json;q=0.1"), ("accept", "application/vnd.sdc")]
+    assert client.post("/compress?quality=32", content=PHOTO, headers=accept).headers["content-type"] == "application/vnd.sdc"
+
+
+def test_an_upload_is_admitted_before_it_is_decoded(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding a file that was made to be slow takes as long as many pictures."""
+    batcher = client.app.state.services.pipeline.batcher  # type: ignore[attr-defined]
+    claimed: list[tuple[str, int, str]] = []
+    claim = batcher.admission.claim
+
+    def noted(operation: str, pixels: int, lane: str, *more: object) -> object:
+        claimed.append((operation, pixels, lane))
+        return claim(operation, pixels, lane, *more)
+
+    monkeypatch.setattr(batcher.admission, "claim", noted)
+    content = blob_of(client, 31)
+    claimed.clear()
+    for _ in range(2):
+        assert client.post("/blobs", content=content).status_code in (200, 201)
+    ((operation, pixels, lane),) = claimed
+    assert (operation, lane) == ("verify", "bulk")
+    assert pixels >= 50 * 70
+
+
 def test_deleting_is_off_without_a_key(client: TestClient, monkeypatch: object) -> None:
     services = client.app.state.services  # type: ignore[attr-defined]
     without = services.settings.model_copy(update={"admin_key": None})

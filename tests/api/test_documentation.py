@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from service import errors
+from service.api import protocol
 from service.api.problems import status_of
 from service.api.schemas import RenderQuery, SizedQuery
 from service.bench.serving import serving
@@ -27,7 +28,7 @@ def tree(cls: type[errors.SdcError]) -> Iterator[type[errors.SdcError]]:
 def test_every_error_is_documented_with_its_status() -> None:
     rows = {kind: int(status) for status, kind in re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", PAGE, re.MULTILINE)}
     ours = {cls.kind: status_of(cls.__new__(cls)) for cls in tree(errors.SdcError) if cls is not errors.BadModel}
-    assert rows == ours | {"method-not-allowed": 405}
+    assert rows == ours | {"method-not-allowed": 405} | {kind: status for status, kind in protocol.KINDS.items()}
 
 
 def test_every_parameter_of_a_render_is_documented() -> None:

@@ -30,7 +30,10 @@ def test_metrics(client: TestClient) -> None:
 
 
 def test_documentation(client: TestClient) -> None:
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "SwaggerUIBundle" in page.text
+    assert '<div id="swagger-ui"><p>' in page.text, "what is read where its scripts do not come"
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/compress", "/decompress", "/render/{blob_id}", "/blobs", "/blobs/{blob_id}", "/livez", "/metrics"} <= set(paths)
 
