@@ -180,6 +180,22 @@ def test_weights_come_by_init_container_and_volume() -> None:
     assert "initContainers" not in the("Deployment", rendered("cpu"))["spec"]["template"]["spec"]  # the bundled model is in the image
 
 
+def test_only_the_store_may_be_anywhere_and_the_handbook_tells_the_rest(documents: tuple[Document, ...]) -> None:
+    policy = the("NetworkPolicy", documents)["spec"]
+    handbook = (KUBERNETES.parents[1] / "docs" / "OPERATIONS.md").read_text()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert all(rule["from"] for rule in policy["ingress"])
+    assert [rule["ports"] for rule in policy["egress"] if not rule.get("to")] == [[{"port": 443, "protocol": "TCP"}]]
+    for rule in (*policy["ingress"], *policy["egress"]):
+        assert all(str(each["port"]) in handbook for each in rule["ports"])
+        for peer in (*rule.get("from", []), *rule.get("to", [])):
+            if "ipBlock" in peer:
+                address, _, bits = peer["ipBlock"]["cidr"].partition("/")
+                assert address in handbook and bits == "32"
+            for name, value in peer.get("namespaceSelector", {}).get("matchLabels", {}).items():
+                assert (f"`{value}`" if name == "kubernetes.io/metadata.name" else f"`{name}={value}`") in handbook
+
+
 def test_the_secret_is_asked_for_and_not_shipped(documents: tuple[Document, ...]) -> None:
     assert not [each for each in documents if each["kind"] == "Secret"]
     (container,) = the("Deployment", documents)["spec"]["template"]["spec"]["containers"]
