@@ -16,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from service.cli import app
+from tests.deploy.manifests import KUBERNETES, read
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "ray"
@@ -61,6 +62,13 @@ def test_pods_and_the_claim_fit_the_schemas_of_kubernetes(template: dict[str, An
         kubernetes_validate.validate(resource, "1.32", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**pods, "template": {**template, "spec": {"container": []}}}, "1.32", strict=True)
+
+
+def test_the_service_does_not_take_its_pods_for_its_own() -> None:
+    service = read(KUBERNETES / "base" / "service.yaml")["spec"]["selector"]
+    for labels in (CLAIM["metadata"]["labels"], JOB["metadata"]["labels"], *(group["template"]["metadata"]["labels"] for group in GROUPS)):
+        assert labels == {"app.kubernetes.io/name": "sdc-bulk"}
+        assert not service.items() <= labels.items()
 
 
 def test_nobody_is_root_and_secrets_are_not_written_down() -> None:
