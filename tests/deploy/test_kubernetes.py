@@ -96,6 +96,14 @@ def test_one_autoscaler_or_none(overlay: str, documents: tuple[Document, ...]) -
         assert scaler["spec"]["scaleTargetRef"]["name"] == the("Deployment", documents)["metadata"]["name"]
 
 
+def test_a_first_apply_claims_one_gpu() -> None:
+    """Before anything was scraped, KEDA takes what `fallback` says."""
+    assert {name: the("ScaledObject", rendered(name))["spec"]["fallback"]["replicas"] for name in ("cpu-keda", "gpu-keda")} == {
+        "cpu-keda": 4,
+        "gpu-keda": 1,
+    }
+
+
 def test_it_needs_no_kinds_of_others_without_an_autoscaler() -> None:
     for overlay in ("cpu", "gpu"):
         assert not {each["kind"] for each in rendered(overlay)} & set(SCHEMAS)
