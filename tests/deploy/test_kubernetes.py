@@ -124,6 +124,8 @@ def test_everything_is_in_one_namespace_and_selected_by_one_label(documents: tup
         assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
         assert [each["port"] for each in monitor["spec"]["endpoints"]] == [each["name"] for each in service["spec"]["ports"]]
         assert service["metadata"]["name"] == "sdc"  # the label `job` of every query
+        for endpoint in monitor["spec"]["endpoints"]:  # who still fetches weights is not down
+            assert {"sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"} in endpoint["relabelings"]
 
 
 def test_nothing_runs_as_root_or_writes_where_it_should_not(documents: tuple[Document, ...]) -> None:
