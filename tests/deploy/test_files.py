@@ -97,6 +97,8 @@ def test_what_is_mounted_exists_and_what_is_asked_for_is_there() -> None:
     assert "names: [sdc]" in prometheus and "server sdc:8080;" in nginx
     (port,) = re.findall(r"listen (\d+);", nginx)
     assert services["nginx"]["ports"] == [f"127.0.0.1:8080:{port}/tcp"]
+    assert not re.search(r"^\s*proxy_read_timeout", nginx, re.MULTILINE)  # nginx waits 60 s, then
+    assert int(services["sdc-cpu"]["environment"]["SDC_DEADLINE_S"]) < 60
     source = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
     assert "url: http://prometheus:9090" in source
 

@@ -61,6 +61,20 @@ def test_a_picture_is_fetched_once(cdn: Cdn) -> None:
     assert second.headers["etag"] == first.headers["etag"]
 
 
+def test_metrics_are_not_for_everybody(cdn: Cdn) -> None:
+    assert "sdc_requests_total" in httpx.get(f"{cdn.origin.base}/metrics").text
+    assert cdn.client.get("/metrics").status_code == 404
+    assert cdn.client.get("/livez").status_code == 200
+
+
+def test_a_head_becomes_a_get(cdn: Cdn) -> None:
+    """As the configuration and the handbook say."""
+    path, before = cdn.picture(8) + ".webp", cdn.renders()
+    seen = [cdn.client.request(method, path).headers["x-cache"] for method in ("HEAD", "GET")]
+    assert seen == ["MISS", "HIT"]
+    assert cdn.renders() == before + 1
+
+
 def test_many_who_want_the_same_new_picture_are_one_request(cdn: Cdn) -> None:
     path, before = cdn.picture(2) + ".webp", cdn.renders()
     with ThreadPoolExecutor(10) as pool:
