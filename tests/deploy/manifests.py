@@ -34,8 +34,8 @@ def read(path: Path) -> Document:
 
 
 @cache
-def rendered(overlay: str) -> tuple[Document, ...]:
-    """What `kubectl apply -k` would send."""
+def rendered(overlay: str | Path) -> tuple[Document, ...]:
+    """What `kubectl apply -k` would send, of a folder of ours or another."""
     done = subprocess.run(["kubectl", "kustomize", KUBERNETES / overlay], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))

@@ -1,6 +1,9 @@
 """What `kubectl apply -k` would send: rendered, held against the schemas, and read for what must be so."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
-from service.settings import Settings
+from service.settings import BUNDLED_MODEL, Settings
 from tests.deploy.manifests import KUBERNETES, OVERLAYS, Document, read, rendered, the
 
 pytestmark = pytest.mark.system
@@ -59,7 +63,7 @@ def test_every_folder_is_one_that_is_tested() -> None:
     folders = {path.parent.name for path in KUBERNETES.rglob("kustomization.yaml")}
     components = {name for name in folders if read(KUBERNETES / name / "kustomization.yaml")["kind"] == "Component"}
     assert folders - components == {*OVERLAYS, "base"}
-    assert components == {"hpa", "keda", "monitoring"}
+    assert components == {"hpa", "keda", "monitoring", "other-models"}
 
 
 FREE = ("matchLabels", "labels", "data", "limits", "requests", "metadata")
@@ -204,6 +208,27 @@ def test_only_the_store_may_be_anywhere_and_the_handbook_tells_the_rest(document
                 assert address in handbook and bits == "32"
             for name, value in peer.get("namespaceSelector", {}).get("matchLabels", {}).items():
                 assert (f"`{value}`" if name == "kubernetes.io/metadata.name" else f"`{name}={value}`") in handbook
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "cpu-keda", "cpu-hpa"])
+def test_an_old_model_comes_out_of_the_old_image(overlay: str, tmp_path: Path) -> None:
+    """As docs/KEEPING.md says: with a kustomization of one's own."""
+    folders = {name: os.path.relpath(KUBERNETES / name, tmp_path.resolve()) for name in (overlay, "other-models")}
+    own = {"kind": "Kustomization", "resources": [folders[overlay]], "components": [folders["other-models"]]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    documents = rendered(tmp_path)
+    test_it_fits_the_schemas(documents)
+    test_nothing_runs_as_root_or_writes_where_it_should_not(documents)
+    pod = the("Deployment", documents)["spec"]["template"]["spec"]
+    (init,), (container,), given = pod["initContainers"], pod["containers"], environment(documents)
+    assert given.items() >= environment(rendered(overlay)).items()
+    (name,) = json.loads(given["SDC_OTHER_MODELS"])
+    *python, program = init["command"]
+    assert python == ["python", "-c"] and f'"{given["SDC_MODELS_DIR"]}/{name}"' in program
+    subprocess.run([sys.executable, "-c", program.replace("/models/", f"{tmp_path}/")], cwd=KUBERNETES.parents[1], check=True)
+    assert (tmp_path / name / "sdc.json").read_bytes() == (BUNDLED_MODEL / "sdc.json").read_bytes()
+    at = {each["name"]: each for each in container["volumeMounts"]}["models"]
+    assert (at["mountPath"], at["readOnly"]) == (given["SDC_MODELS_DIR"], True)
 
 
 def test_the_secret_is_asked_for_and_not_shipped(documents: tuple[Document, ...]) -> None:
