@@ -132,7 +132,7 @@ class Admission:
             raise too_short(needed, left)
         metrics.REJECTED.labels(reason="deadline-unreachable").inc()
         why = f"about {1000 * (wait + margin):.0f} ms of other work are ahead and this needs {1000 * needed:.0f} ms"
-        raise Overloaded(f"the deadline cannot be met: it is {1000 * left:.0f} ms from now, {why}", retry_after_s=whole_seconds(wait))
+        raise Overloaded(f"the deadline cannot be met: {1000 * left:.0f} ms are left, {why}", retry_after_s=whole_seconds(wait))
 
     @property
     def _doubtful(self) -> bool:

@@ -14,8 +14,8 @@ def stopping() -> Overloaded:
 def too_short(needed_s: float, left_s: float) -> DeadlineMissed:
     """For whoever asks for an answer sooner than one picture takes; counted."""
     metrics.REJECTED.labels(reason="deadline-too-short").inc()
-    left = "it has passed" if left_s <= 0 else f"it is {1000 * left_s:.0f} ms from now"
-    return DeadlineMissed(f"the deadline cannot be met: {left} and this needs {1000 * needed_s:.0f} ms by itself", retry_after_s=1)
+    left = f"{1000 * left_s:.0f} ms are" if left_s > 0 else "no time is"
+    return DeadlineMissed(f"the deadline cannot be met: {left} left and this needs {1000 * needed_s:.0f} ms by itself", retry_after_s=1)
 
 
 def missed(detail: str, retry_after_s: int = 1) -> DeadlineMissed:

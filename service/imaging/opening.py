@@ -22,10 +22,11 @@ ACCEPTED_TYPES = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 """of the files in a folder that are taken for photographs; whether they are is decided by their bytes"""
 
+ROWS_AT_ONCE = 16
+
 # Pillow's own limit only warns below twice its value; ours is checked before any decoding.
 Image.MAX_IMAGE_PIXELS = None
 
-_EIGHT_OF_SIXTEEN: Plane = np.rint(np.arange(1 << 16) / 257).astype(np.uint8)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -124,14 +125,13 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_to_eight(samples: npt.NDArray[Any], mode: str) -> Plane:
-    """Grey samples of 0..65535, or 0..1 in a float picture, to 0..255."""
-    if samples.dtype == np.uint16:  # by far the most usual: by table, without planes of floats
-        eight: Plane = _EIGHT_OF_SIXTEEN[samples]
-        return eight
-    floats: npt.NDArray[np.float64] = samples.astype(np.float64)
-    if mode == "F" and floats.size and np.nanmax(floats) <= 1.0:
-        floats *= 65535
-    return np.clip(np.rint(np.nan_to_num(floats) / 257), 0, 255).astype(np.uint8)
+    """Grey samples of 0..65535, or 0..1 in a float picture, to 0..255; a few rows at a time, because floats are large."""
+    unit = 1.0 if mode == "F" and samples.size and np.nanmax(samples) <= 1.0 else 65535.0
+    eight = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), ROWS_AT_ONCE):
+        rows: npt.NDArray[np.float64] = np.nan_to_num(samples[top : top + ROWS_AT_ONCE].astype(np.float64))
+        eight[top : top + ROWS_AT_ONCE] = np.clip(np.rint(rows * 255 / unit), 0, 255)
+    return eight
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Plane | None]:

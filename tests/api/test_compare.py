@@ -86,7 +86,7 @@ def test_each_rival_is_the_one_of_the_rule(compared: dict[str, Any]) -> None:
 
 def test_what_else_is_told(compared: dict[str, Any]) -> None:
     assert (compared["width"], compared["height"], compared["model"], compared["notes"]) == (230, 170, "small-residual-1", [])
-    assert list(compared["stages"]["compress"]) == ["open", "queue", "encode", "code"]
+    assert list(compared["stages"]["compress"]) == ["header", "open", "queue", "encode", "code"]
     assert list(compared["stages"]["render"]) == ["read", "queue", "unet", "decode", "write"]
     assert compared["preview"].startswith("data:image/webp") and compared["color"].startswith("#")
     ours = compared["codecs"]["sdc"]

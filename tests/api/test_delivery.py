@@ -79,7 +79,7 @@ def test_the_stages_of_a_request_are_told(client: TestClient) -> None:
     shown = client.get(made.json()["links"]["webp"])
     plain = client.get(made.json()["links"]["webp"] + "?steps=0")
     for reply, stages in (
-        (made, ["open", "queue", "encode", "code"]),
+        (made, ["header", "open", "queue", "encode", "code"]),
         (shown, ["read", "queue", "unet", "decode", "write"]),
         (plain, ["read", "queue", "decode", "write"]),
     ):
