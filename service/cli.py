@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-import os
+import math
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +24,8 @@ from service import __version__
 from service.errors import BadParameter, SdcError
 
 if TYPE_CHECKING:
+    from service.codec.methods import Method
+    from service.options import CompressOptions
     from service.pipeline import Pipeline
     from service.settings import Settings
 
@@ -35,16 +39,40 @@ out, err = Console(), Console(stderr=True)
 FEW = 32
 """so many files are done before a full warm-up would be"""
 
-Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; the bundled one when not given.")]
+Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; default SDC_MODEL or the bundled one.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into; made if missing.")]
 ReportFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write the report into; made if missing.")]
 Images = Annotated[Path, typer.Option(help="Folder of photographs.", exists=True, file_okay=False)]
 
 
+@app.callback()
+def _begin() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8, and is printed all the same
+
+
 def _complain(words: str) -> None:
     """One line on stderr, word for word: a name may hold brackets."""
     err.print(f"[red]error[/]: {escape(words)}", highlight=False, soft_wrap=True)
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong with one file, in a line."""
+    if isinstance(error, SdcError):
+        return error.detail
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _show(table: Table) -> None:
+    """Print a table and cut nothing off: long cells are folded at the terminal's width, and elsewhere a line is as long as it must be."""
+    for column in table.columns:
+        column.overflow = "fold"
+    if not out.is_terminal:
+        table.width = out.measure(table, options=out.options.update(max_width=1 << 20)).maximum
+    out.print(table, crop=False)
 
 
 @contextmanager
@@ -104,7 +132,10 @@ def show_settings(
 
     if into is not None:
         with _told():
-            before = into.read_text()
+            try:
+                before = into.read_text()
+            except UnicodeDecodeError as error:
+                raise BadParameter(f"{into} is no text: --into is for a document") from error
             after = written_into(before)
         if after != before:
             _write_whole(into, after.encode())
@@ -113,7 +144,7 @@ def show_settings(
     table = Table("name", "value", "from", "takes")
     for row, value, source in in_force(_settings()):
         table.add_row(row.name, escape(value), source if source == "default" else f"[bold]{source}[/]", escape(row.takes.replace("`", "")))
-    out.print(table)
+    _show(table)
 
 
 @app.command()
@@ -167,7 +198,7 @@ def serve(
 @app.command()
 def sign(
     path: Annotated[str, typer.Argument(help="/render/ID, with an extension and parameters as you like.")],
-    lifetime: Annotated[int, typer.Option(help="Seconds; rounded up to the hour.", min=1)] = 7 * 86400,
+    lifetime: Annotated[int | None, typer.Option(help="Seconds, rounded up to the hour; default SDC_LINK_S or a week.", min=1)] = None,
     model: Model = None,
 ) -> None:
     """Sign an address with the first of SDC_SIGNING_KEYS; prints it in its canonical spelling."""
@@ -181,7 +212,8 @@ def sign(
             raise BadParameter("SDC_SIGNING_KEYS is not set: there is nothing to sign with")
         variants = Variants(settings.sizes, settings.presets, settings.presets_only)
         canonical = variants.address(path, read_manifest(settings.model).default_steps).canonical
-        out.print(Signer(settings.signing_keys).sign(canonical, lifetime), highlight=False, markup=False, soft_wrap=True)
+        lasts = settings.link_s if lifetime is None else lifetime
+        out.print(Signer(settings.signing_keys).sign(canonical, lasts), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -197,15 +229,30 @@ def compress(
     model: Model = None,
 ) -> None:
     """Photos to .sdc files, without a server.  The bytes are those that POST /compress makes on the same machine."""
+    from service.codec.container import LARGEST_SIDE
+    from service.imaging.opening import picture_size
+
+    settings = _settings(model)
+    with _told():
+        options = _compress_options(method, max_bytes, quality, dither)
+
+    def pixels(content: bytes) -> int:
+        return math.prod(picture_size(content, settings.max_pixels, LARGEST_SIDE))
+
+    async def one(pipeline: Pipeline, content: bytes) -> bytes:
+        return (await pipeline.compress(content, options)).content
+
+    _each(files, output, ".sdc", settings, pixels, one)
+
+
+def _compress_options(method: Method, max_bytes: int | None, quality: int | None, dither: bool) -> CompressOptions:
+    """Raises BadParameter, of the option by its name here."""
     from service.options import CompressOptions
 
-    with _told():
-        options = CompressOptions(method, max_bytes, quality, dither)
-
-    async def one(pipeline: Pipeline, path: Path) -> bytes:
-        return (await pipeline.compress(path.read_bytes(), options)).content
-
-    _each(files, output, ".sdc", _settings(model), one)
+    try:
+        return CompressOptions(method, max_bytes, quality, dither)
+    except BadParameter as error:
+        raise BadParameter(error.detail.replace("max_bytes", "--max-bytes")) from error
 
 
 @app.command()
@@ -221,17 +268,23 @@ def render(
     model: Model = None,
 ) -> None:
     """.sdc files to pictures, without a server."""
+    from service.codec import container
     from service.imaging.resizing import Box
     from service.options import RenderOptions, parse_steps
 
+    settings = _settings(model)
     with _told():
-        box = Box(width, height, fit) if width or height or fit != "inside" else None
+        box = None if width is None and height is None and fit == "inside" else Box(width, height, fit)
         options = RenderOptions(to, None if steps is None else parse_steps(steps), quality, box)
 
-    async def one(pipeline: Pipeline, path: Path) -> bytes:
-        return (await pipeline.render(path.read_bytes(), options)).content
+    def pixels(content: bytes) -> int:
+        blob = container.parse(content, settings.max_pixels)
+        return blob.width * blob.height
 
-    _each(files, output, f".{to}", _settings(model), one)
+    async def one(pipeline: Pipeline, content: bytes) -> bytes:
+        return (await pipeline.render(content, options)).content
+
+    _each(files, output, f".{to}", settings, pixels, one)
 
 
 @app.command()
@@ -260,11 +313,10 @@ def bulk(
     """
     from service.bulk import command
     from service.bulk.sources import understand
-    from service.options import CompressOptions
 
     settings = _settings(model)
     with _told():
-        options = CompressOptions(method, max_bytes, quality, dither)
+        options = _compress_options(method, max_bytes, quality, dither)
         cluster = command.Cluster(ray_address, workers, worker_cpus) if on_ray or ray_address else None
         asked = command.Asked(understand(source, base), dest, options, tag, revive, manifest, match or [], column, cluster)
         code = command.main(settings, asked, err)
@@ -272,8 +324,19 @@ def bulk(
         raise typer.Exit(code)
 
 
-def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one: Callable[[Pipeline, Path], Awaitable[bytes]]) -> None:
-    """Run ``one`` on every file, a few at a time, with a progress bar; a bad file is reported and the rest go on."""
+def _each(
+    files: list[Path],
+    output: Path,
+    suffix: str,
+    settings: Settings,
+    pixels: Callable[[bytes], int],
+    one: Callable[[Pipeline, bytes], Awaitable[bytes]],
+) -> None:
+    """Run ``one`` on every file, a few at a time, with a progress bar; a bad file is reported and the rest go on.
+
+    What is inside at once is bounded by ``max_queued_pixels``, as in the service; but here whoever finds no room waits.
+    """
+    from service.bulk.room import Room
     from service.pipeline import open_pipeline
 
     try:
@@ -290,9 +353,11 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
 
     async def run() -> None:
         nonlocal failed
-        gate = asyncio.Semaphore(2 * settings.cpu_workers)
+        gate, room = asyncio.Semaphore(2 * settings.cpu_workers), Room(settings.max_queued_pixels)
+        # the room is what bounds the pipeline: it would refuse instead of waiting
+        patient = settings.model_copy(update={"max_queued_pixels": 1 << 62})
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        async with open_pipeline(settings, warm=len(files) > FEW) as pipeline:
+        async with open_pipeline(patient, warm=len(files) > FEW) as pipeline:
             with Progress(*columns, console=err, transient=True, disable=len(files) < 2) as progress:
                 task = progress.add_task("files", total=len(files))
 
@@ -300,15 +365,15 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
                     nonlocal failed
                     async with gate:
                         try:
-                            content = await one(pipeline, path)
+                            given = path.read_bytes()
+                            async with room.taken(await asyncio.to_thread(pixels, given)):
+                                made = await one(pipeline, given)
                             target = output / path.with_suffix(suffix).name
-                            _write_whole(target, content)
-                            out.print(
-                                f"{path} {path.stat().st_size} -> {target} {len(content)}", highlight=False, markup=False, soft_wrap=True
-                            )
-                        except (SdcError, OSError) as error:
+                            _write_whole(target, made)
+                            out.print(f"{path} {len(given)} -> {target} {len(made)}", highlight=False, markup=False, soft_wrap=True)
+                        except Exception as error:
                             failed += 1
-                            _complain(f"{path}: {error.detail if isinstance(error, SdcError) else error.strerror}")
+                            _complain(f"{path}: {_in_words(error)}")
                         progress.advance(task)
 
                 await asyncio.gather(*(work(path) for path in files))
@@ -321,7 +386,7 @@ def _each(files: list[Path], output: Path, suffix: str, settings: Settings, one:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside, then rename: a kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # short: the name itself may be as long as names can be
     try:
         partial.write_bytes(content)
         partial.replace(path)
@@ -404,7 +469,7 @@ def doctor(model: Model = None) -> None:
     check("store", store)
     check("listens on", lambda: f"{settings.host}:{settings.port}")
     check("admin key", lambda: "set" if settings.admin_key else "not set: DELETE is refused")
-    out.print(table)
+    _show(table)
     if not ok:
         raise typer.Exit(1)
 
@@ -422,7 +487,7 @@ def list_models() -> None:
         table.add_row(
             each.folder.name, manifest.version, latent, f"{each.size / 1e6:,.0f}", licence, manifest.model_identity.hex(), str(each.folder)
         )
-    out.print(table)
+    _show(table)
 
 
 @models_app.command("pull")

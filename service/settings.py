@@ -129,8 +129,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _models_by_name(self) -> Settings:
-        self.model = self._folder(self.model)
-        self.other_models = [self._folder(model) for model in self.other_models]
+        # what is assigned counts as given: a default stays one
+        if "model" in self.model_fields_set:
+            self.model = self._folder(self.model)
+        if "other_models" in self.model_fields_set:
+            self.other_models = [self._folder(model) for model in self.other_models]
         return self
 
     def _folder(self, model: Path) -> Path:

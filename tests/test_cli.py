@@ -1,10 +1,13 @@
 import io
 import json
+import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from service.bench.serving import serving
 from service.cli import app
+from service.pipeline import Pipeline
 from service.settings import BUNDLED_MODEL
 from tests.conftest import Plane, make_picture, png
 
@@ -46,6 +50,7 @@ def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo
     with Image.open(tmp_path / "small" / "cat.webp") as small:
         assert small.size == (100, 100)
     assert "needs a width or a height" in sdc("render", blob, "-o", tmp_path / "small", "--fit", "cover", code=1)
+    assert "between 1 and 4096" in sdc("render", blob, "-o", tmp_path / "small", "--width", 0, code=1)
     described = json.loads(sdc("inspect", blob))
     assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
 
@@ -71,6 +76,9 @@ def test_signing_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
         signed = sdc("sign", spelled, "--lifetime", 60).strip()
         assert signed.startswith(f"{path}.webp?w=30&h=20&expires=")
         assert "&key=k1&sig=" in signed
+    monkeypatch.setenv("SDC_LINK_S", "7200")
+    until = int(re.findall(r"expires=(\d+)", sdc("sign", path))[0])
+    assert 7200 <= until - time.time() <= 7200 + 3600
     for wrong in ("/blobs/x", "/render/x", f"{path}.tiff", f"{path}?w=0", f"{path}?w=1&w=2", f"{path}?x=1"):
         assert "error" in sdc("sign", wrong, code=1)
 
@@ -84,6 +92,49 @@ def test_many_files_and_a_bad_one(tmp_path: Path, photo_file: Path) -> None:
     output = sdc("compress", *files, "-o", tmp_path / "out", code=1)
     assert "bad.jpg" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.sdc", "more0.sdc", "more1.sdc", "more2.sdc"}
+
+
+def test_photos_beyond_what_may_be_inside_at_once_wait(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service refuses them; nobody would ask a command again."""
+    monkeypatch.setenv("SDC_MAX_QUEUED_PIXELS", "3000")
+    files = [tmp_path / f"{index}.png" for index in range(6)]
+    for index, path in enumerate(files):
+        path.write_bytes(png(make_picture(40, 50, index)))
+    sdc("compress", *files, "-o", tmp_path / "out", "--model", small_model)
+    sdc("render", *(tmp_path / "out").iterdir(), "-o", tmp_path / "back", "--model", small_model)
+    assert len(list((tmp_path / "back").iterdir())) == 6
+
+
+def test_an_error_of_our_own_is_told_of_its_file_and_the_rest_go_on(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that a file may hold is known to cause one, so one is caused."""
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(png(make_picture(40, 50, index)))
+    open_, odd = Pipeline._open, (tmp_path / "1.png").read_bytes()
+
+    def broken(self: Pipeline, source: bytes) -> object:
+        if source == odd:
+            raise ZeroDivisionError("over\ntwo lines")
+        return open_(self, source)
+
+    monkeypatch.setattr(Pipeline, "_open", broken)
+    told = sdc("compress", *sorted(tmp_path.glob("*.png")), "-o", tmp_path / "out", "--model", small_model, code=1)
+    assert "1.png: ZeroDivisionError: over two lines\n" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.sdc", "2.sdc"}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 251], ids=["not UTF-8", "as long as names can be"])
+def test_any_name_that_a_file_can_have(tmp_path: Path, small_model: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name + b".png")
+    path.write_bytes(png(make_picture(40, 50)))
+    sdc("compress", path, "-o", tmp_path / "out", "--model", small_model)
+    assert [os.fsencode(made.name) for made in (tmp_path / "out").iterdir()] == [name + b".sdc"]
+
+
+def test_an_option_is_called_by_its_name(photo_file: Path) -> None:
+    for command in (["compress", photo_file], ["bulk", photo_file.parent, photo_file.parent / "out"]):
+        assert "--max-bytes must be at least 32" in sdc(*command, "--max-bytes", 20, code=1)
 
 
 def test_two_inputs_of_one_name_are_refused(tmp_path: Path, photo_file: Path) -> None:

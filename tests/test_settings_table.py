@@ -89,7 +89,7 @@ def test_values_in_force_without_secrets(monkeypatch: pytest.MonkeyPatch) -> Non
     assert told["SDC_SLOTS"] == ("17", "environment")
     assert told["SDC_PORT"] == ("8080", "default")
     assert told["SDC_STORE_URL"] == ("s3://***@bucket/prefix?***", "environment")
-    assert told["SDC_MODELS_DIR"][1] == "default"
+    assert {source for name, (_, source) in told.items() if "MODEL" in name} == {"default"}
     printed = CliRunner().invoke(app, ["settings"])
     assert printed.exit_code == 0, printed.output
     assert "SDC_SLOTS" in printed.output and "17" in printed.output and "shop" in printed.output
@@ -109,3 +109,25 @@ def test_making_the_document_anew(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["settings", "--into", str(tmp_path / "other.md")])
     assert done.exit_code == 1 and "put the lines" in done.output
     assert (tmp_path / "other.md").read_text() == "no markers here"
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    done = CliRunner().invoke(app, ["settings", "--into", str(tmp_path / "a.jpg")])
+    assert done.exit_code == 1 and "is no text" in done.output
+
+
+def test_a_model_by_its_name_is_of_the_environment(monkeypatch: pytest.MonkeyPatch, small_model: Path) -> None:
+    monkeypatch.setenv("SDC_MODELS_DIR", str(small_model.parent))
+    monkeypatch.setenv("SDC_MODEL", small_model.name)
+    told = {row.name: (value, source) for row, value, source in settings_table.in_force(Settings())}
+    assert told["SDC_MODEL"] == (str(small_model), "environment")
+
+
+@pytest.mark.parametrize(("columns", "terminal"), [("80", False), ("80", True)])
+def test_no_value_is_cut_off(monkeypatch: pytest.MonkeyPatch, columns: str, terminal: bool) -> None:
+    """Through a pipe a setting is a line; on a terminal what is too long for it goes on below."""
+    address = "s3://bucket/" + "x" * 120
+    for name, value in {"SDC_STORE_URL": address, "COLUMNS": columns, **({"FORCE_COLOR": "1"} if terminal else {})}.items():
+        monkeypatch.setenv(name, value)
+    printed = CliRunner().invoke(app, ["settings"]).output
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert printed.count("x") >= 120
+    assert (address in printed) != terminal
