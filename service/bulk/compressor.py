@@ -21,7 +21,7 @@ from service.bulk.room import Room
 from service.bulk.rows import UNKNOWN, Columns, Row, Source, sources_of, to_columns
 from service.bulk.sources import Reader
 from service.codec import container
-from service.errors import BadParameter, DeviceFailed, Gone, SdcError, TooManyBytes
+from service.errors import BadParameter, CorruptBlob, DeviceFailed, Gone, NotABlob, SdcError, TooManyBytes
 from service.imaging.opening import picture_size
 from service.options import CompressOptions
 from service.pipeline import Compressed, Pipeline, open_pipeline
@@ -169,7 +169,11 @@ class Compressor:
             stored, created = await keep(self._blobs, blob_id, compressed.content, self._facts(content, compressed))
         if not created and self._job.tag is not None:
             await add_tag(self._blobs, blob_id, self._job.tag)
-        blob = self._pipeline.parse(stored)
+        try:
+            blob = self._pipeline.parse(stored)
+        except (NotABlob, CorruptBlob):
+            damaged = CorruptBlob(f"what DEST holds as {blob_id} is damaged: delete blobs/{blob_id}.sdc and run again")
+            return Row.of_failure(Source(source.source, len(content)), blob_id, damaged)
         return Row(source.source, blob_id, "made" if created else "known", len(stored), blob.width, blob.height, len(content), None, None)
 
     async def _made(self, content: bytes) -> Compressed:

@@ -73,12 +73,15 @@ class ManifestWriter:
             os.truncate(self._file, whole)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows; once this returns a kill does not lose them.  Raises StoreUnavailable, of a full disk."""
+        """Add rows; once this returns a kill does not lose them.  Raises StoreUnavailable, of a full disk; whole rows are there then."""
         lines = b"".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False).encode() + b"\n" for row in rows)
+        done = 0
         try:
-            while lines:
-                lines = lines[os.write(self._file, lines) :]
+            while done < len(lines):
+                done += os.write(self._file, lines[done:])
         except OSError as error:
+            torn = done - (lines.rfind(b"\n", 0, done) + 1)
+            os.truncate(self._file, os.fstat(self._file).st_size - torn)
             raise StoreUnavailable(f"{self._partial} cannot be written: {error.strerror}") from error
 
     def _finish(self) -> None:

@@ -26,20 +26,19 @@ def require_pyarrow() -> None:
 
 
 def column_of(path: Path, column: str) -> Iterator[Any]:
-    """The values of a column, a few at a time; raises BadParameter for a file that has it not."""
+    """The values of a column, a few at a time; raises BadParameter for a file that has it not, or is damaged."""
     require_pyarrow()
     import pyarrow
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise BadParameter(f"{path.name} has no column '{column}': --column names the column of sources")
+            for batch in file.iter_batches(GROUP_ROWS, columns=[column]):
+                yield from batch.column(0).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: also of text that is not UTF-8
         raise BadParameter(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    with file:
-        if column not in file.schema_arrow.names:
-            raise BadParameter(f"{path.name} has no column '{column}': --column names the column of sources")
-        for batch in file.iter_batches(GROUP_ROWS, columns=[column]):
-            yield from batch.column(0).to_pylist()
 
 
 def row_schema() -> pyarrow.Schema:

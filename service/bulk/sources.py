@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import obstore
 from obstore.exceptions import BaseError
@@ -26,12 +26,15 @@ from service.errors import BadParameter, NotFound, StoreUnavailable
 from service.storage.objects import Objects, open_store, remote
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
+FILE = "file://"
 LISTING_S = 60.0
 """for a page of a listing"""
 LISTED_AT_ONCE = 1000
 """names in one answer of an object store"""
 
 Found = TypeVar("Found")
+Wanted = Callable[[str], bool]
+"""whether a source of this name is to be taken"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def understand(given: str, base: str | None = None) -> Origin:
 
     Raises BadParameter for what is none of these.
     """
-    suffix = PurePosixPath(urlsplit(given).path if "://" in given else given).suffix.lower()
+    suffix = PurePosixPath(_split(given)[1] if "://" in given else given).suffix.lower()
     if suffix in JSON_LINES + PARQUET:
         path = Path(_local(given))
         if not path.is_file():
@@ -76,10 +79,23 @@ def understand(given: str, base: str | None = None) -> Origin:
 
 def _local(place: str) -> str:
     """A path or ``file://`` address as an absolute path; any other address as it is."""
-    parts = urlsplit(place)
-    if parts.scheme == "file":
-        return str(Path(unquote(parts.path)).absolute())
-    return place if "://" in place else str(Path(place).absolute())
+    if "://" not in place:
+        return str(Path(place).absolute())
+    root, path = _split(place)
+    return str(Path("/", path)) if root == FILE else place
+
+
+def _split(address: str) -> tuple[str, str]:
+    """An address up to its host, and the path below, which may have ``#`` and ``?`` in it: a photograph's name is no page's."""
+    scheme, _, rest = address.partition("://")
+    host, _, path = rest.partition("/")
+    return (FILE if scheme.lower() == "file" else f"{scheme}://{host}"), unquote(path)
+
+
+def _resolved(place: str) -> str:
+    """As ``_local``, without links and steps up, and with a slash at its end."""
+    place = _local(place)
+    return (place if "://" in place else os.path.realpath(place)).rstrip("/") + "/"
 
 
 def address_of(place: str) -> str:
@@ -89,11 +105,15 @@ def address_of(place: str) -> str:
 
 def refuse_overlap(origin: Origin, destination: str, manifest: Path | None = None) -> None:
     """Raise BadParameter where what is written would be listed, or takes the place of what is read."""
-    if manifest is not None and origin.manifest is not None and manifest.absolute() == origin.manifest.absolute():
-        raise BadParameter("--manifest is SOURCE itself, and a run that is cut short would shorten it: give another path")
-    inner = _local(destination).rstrip("/") + "/"
-    if origin.manifest is None and inner.startswith(origin.base.rstrip("/") + "/"):
-        raise BadParameter("DEST lies in SOURCE, so what is written would be read again: give another place")
+    rows = None if manifest is None else _resolved(str(manifest))
+    if origin.manifest is not None:
+        if rows == _resolved(str(origin.manifest)):
+            raise BadParameter("--manifest is SOURCE itself, and a run that is cut short would shorten it: give another path")
+        return
+    base = _resolved(origin.base)
+    for name, written in (("DEST", _resolved(destination)), ("--manifest", rows)):
+        if written is not None and written.startswith(base):
+            raise BadParameter(f"{name} lies in SOURCE, so what is written would be read again: give another place")
 
 
 def listed(origin: Origin, match: list[str], column: str = "source") -> Iterator[Source]:
@@ -101,19 +121,23 @@ def listed(origin: Origin, match: list[str], column: str = "source") -> Iterator
 
     Args:
         origin: of ``understand``.
-        match: patterns as of a shell, of which a name below SOURCE has one, whatever its case; none: every name.  Not for manifests.
+        match: patterns as of a shell, of which a name, below SOURCE or as in the manifest, has one, whatever its case; none: every name.
         column: of a manifest, that has the names.
 
-    Raises BadParameter for a manifest without that column, StoreUnavailable when an object store does not list.
+    What hides names, a folder that cannot be listed or an entry without one, is told whatever is matched.
+    Raises BadParameter for a manifest without that column or a damaged one, StoreUnavailable when an object store does not list.
     """
-    if origin.manifest is not None:
-        return _in_manifest(origin.manifest, column)
     patterns = [pattern.lower() for pattern in match]
-    found = _in_store(origin.base) if origin.remote else _in_folder(Path(origin.base))
-    return (each for each in found if not patterns or any(fnmatchcase(each.source.lower(), pattern) for pattern in patterns))
+
+    def wanted(name: str) -> bool:
+        return not patterns or any(fnmatchcase(name.lower(), pattern) for pattern in patterns)
+
+    if origin.manifest is not None:
+        return _in_manifest(origin.manifest, column, wanted)
+    return _in_store(origin.base, wanted) if origin.remote else _in_folder(Path(origin.base), wanted)
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
+def _in_folder(folder: Path, wanted: Wanted) -> Iterator[Source]:
     """Files at any depth; links to files are followed, links to folders are not: they may lead in circles."""
     waiting = [folder]
     while waiting:
@@ -125,48 +149,73 @@ def _in_folder(folder: Path) -> Iterator[Source]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
-                    elif entry.is_file():
-                        yield Source(_name(folder, Path(entry.path)), entry.stat().st_size)
+                    elif wanted(name := _escaped(str(Path(entry.path).relative_to(folder)))):
+                        yield from _file(name, entry)
         except OSError as error:
-            yield Source(_name(folder, here), UNKNOWN, f"this folder cannot be listed: {error.strerror}")
+            yield Source(_escaped(str(here.relative_to(folder))), UNKNOWN, f"this folder cannot be listed: {error.strerror}")
 
 
-def _name(folder: Path, path: Path) -> str:
-    """Below the folder.  One that is not UTF-8 cannot stand in a manifest: it is written with escapes, and will not be found."""
-    return str(path.relative_to(folder)).encode(errors="backslashreplace").decode()
-
-
-def _in_store(address: str) -> Iterator[Source]:
+def _file(name: str, entry: os.DirEntry[str]) -> Iterator[Source]:
+    """An entry of a folder, if it is a file; one that cannot be looked at (a link in circles, or just gone) hides no other."""
     try:
-        store = from_url(address) if urlsplit(address).scheme == "file" else remote(address, LISTING_S)
+        if entry.is_file():
+            yield Source(name, entry.stat().st_size)
+    except OSError as error:
+        yield Source(name, UNKNOWN, f"this file cannot be read: {error.strerror}")
+
+
+def _escaped(name: str) -> str:
+    """One that is not UTF-8 cannot stand in a manifest: it is written with escapes, and will not be found."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _in_store(address: str, wanted: Wanted) -> Iterator[Source]:
+    try:
+        store = from_url(address) if address.startswith(FILE) else remote(address, LISTING_S)
         for part in obstore.list(store, chunk_size=LISTED_AT_ONCE):
             for each in part:
-                if not any(step.startswith(".") for step in each["path"].split("/")):
+                if wanted(each["path"]) and not any(step.startswith(".") for step in each["path"].split("/")):
                     yield Source(each["path"], int(each["size"]))
     except (OSError, ValueError, BaseError) as error:
         raise StoreUnavailable(f"{address} cannot be listed: {str(error).splitlines()[0]}") from error
 
 
-def _in_manifest(path: Path, column: str) -> Iterator[Source]:
-    values = _json_lines(path, column) if path.suffix.lower() in JSON_LINES else column_of(path, column)
-    for number, value in enumerate(values, 1):
-        if isinstance(value, str) and value:
+def _in_manifest(path: Path, column: str, wanted: Wanted) -> Iterator[Source]:
+    shown = _escaped(path.name)
+    values = _json_lines(path, column) if path.suffix.lower() in JSON_LINES else enumerate(column_of(path, column), 1)
+    for number, value in values:
+        if not isinstance(value, str) or not value:
+            yield Source(f"{shown}:{number}", UNKNOWN, f"entry {number} of {shown} has no name of a source in '{column}'")
+        elif (name := _escaped(value)) != value:
+            yield Source(name, UNKNOWN, f"entry {number} of {shown} has a name that is not UTF-8: rename its file")
+        elif wanted(value):
             yield Source(value)
-        else:
-            yield Source(f"{path.name}:{number}", UNKNOWN, f"entry {number} of {path.name} has no name of a source in '{column}'")
 
 
-def _json_lines(path: Path, column: str) -> Iterator[Any]:
-    """The column's value of each line, None where a line has none; the first line that is no object tells a wrong kind of file."""
+def _json_lines(path: Path, column: str) -> Iterator[tuple[int, Any]]:
+    """Number of each line that is not blank, and the column's value, None where there is none.
+
+    The first of them tells a wrong kind of file.
+    """
+    first = True
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = None
-            if number == 1 and not (isinstance(entry, dict) and column in entry):
+            if line.isspace():
+                continue
+            entry = _object(line)
+            if first and column not in entry:
                 raise BadParameter(f"the first line of {path.name} is no JSON object with '{column}': --column names the column of sources")
-            yield entry.get(column) if isinstance(entry, dict) else None
+            first = False
+            yield number, entry.get(column)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one for what is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 class Reader:
@@ -199,10 +248,8 @@ class Reader:
     def _place(self, name: str) -> tuple[Objects | None, str]:
         """The store, None for this machine's files, and the path in it."""
         if "://" in name:
-            parts = urlsplit(name)
-            if parts.scheme == "file":
-                return None, unquote(parts.path)
-            return self._store(f"{parts.scheme}://{parts.netloc}"), unquote(parts.path).lstrip("/")
+            root, path = _split(name)
+            return (None, f"/{path}") if root == FILE else (self._store(root), path.lstrip("/"))
         if "://" in self._base:
             return self._store(self._base), name
         return None, str(Path(self._base, name))

@@ -182,17 +182,17 @@ class Objects:
 
 def open_store(url: str, timeout_s: float = 10.0) -> Objects:
     """``file:///folder`` (made if missing), ``memory:///`` or anything obstore reads; raises StoreUnavailable."""
+    scheme = url.partition("://")[0].lower()
     try:
-        parts = urlsplit(url)
-        if parts.scheme == "file":
-            folder = Path(unquote(parts.path))
+        if scheme == "file":
+            folder = Path(unquote(urlsplit(url).path))
             folder.mkdir(parents=True, exist_ok=True)
             return Objects(LocalStore(folder), timeout_s)
-        if parts.scheme == "memory":
+        if scheme == "memory":
             return Objects(MemoryStore(), timeout_s)
         return Objects(remote(url, timeout_s), timeout_s)
     except (OSError, ValueError, BaseError) as error:
-        raise StoreUnavailable(f"the store {parts.scheme}:// cannot be opened: {_first_line(error)}") from error
+        raise StoreUnavailable(f"the store {scheme}:// cannot be opened: {_first_line(error)}") from error
 
 
 def remote(url: str, timeout_s: float) -> ObjectStore:

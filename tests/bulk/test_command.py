@@ -78,6 +78,8 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(photos_folder: Path, t
     for arguments, words in (
         ([tmp_path / "nowhere", tmp_path / "store"], "is no folder"),
         ([photos_folder, photos_folder / "out"], "DEST lies in SOURCE"),
+        ([photos_folder, tmp_path / "store", "--manifest", photos_folder / "out.jsonl"], "--manifest lies in SOURCE"),
+        ([photos_folder, "s3://[x"], "the store s3:// cannot be opened"),
         ([photos_folder, tmp_path / "store", "--manifest", "out.csv"], "suffix"),
         ([photos_folder, tmp_path / "store", "--tag", "a b"], "a tag is"),
         ([photos_folder, tmp_path / "store", "--quality", 5, "--max-bytes", 5000], "not both"),

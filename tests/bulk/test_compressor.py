@@ -133,6 +133,20 @@ def test_what_was_deleted_stays_deleted_unless_it_is_revived(job: JobMaker, sett
         assert rows(compressor, "p0.png") == [made]
 
 
+@pytest.mark.parametrize("left", [0, 20], ids=["empty", "cut"])
+def test_what_is_damaged_in_dest_is_named_and_made_again_once_it_is_gone(job: JobMaker, tmp_path: Path, left: int) -> None:
+    """Not written over unasked: it may be another service's, and its sidecar has others' tags."""
+    with Compressor(job()) as compressor:
+        (made,) = rows(compressor, "p0.png")
+        path = tmp_path / "store" / "blobs" / f"{made.id}.sdc"
+        path.write_bytes(path.read_bytes()[:left])
+        (row,) = rows(compressor, "p0.png")
+        assert (row.id, row.error) == (made.id, "corrupt-blob")
+        assert row.detail == f"what DEST holds as {made.id} is damaged: delete blobs/{made.id}.sdc and run again"
+        path.unlink()
+        assert rows(compressor, "p0.png") == [made]
+
+
 def test_a_tag_is_added_to_what_was_known(job: JobMaker, settings: Settings) -> None:
     blobs = BlobStore(open_store(settings.store_url))
     with Compressor(job(tag="first")) as compressor:

@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from service.bulk import manifest as module
 from service.bulk.manifest import ManifestWriter
 from service.bulk.parquet import row_schema
 from service.bulk.rows import ROW_COLUMNS, Row, Source, rows_of, sources_of, to_columns
-from service.errors import BadParameter, TooManyPixels
+from service.errors import BadParameter, StoreUnavailable, TooManyPixels
 
 ROWS = [
     Row("a.jpg", "a" * 26, "made", 4000, 640, 480, 200_000, None, None),
@@ -80,6 +81,19 @@ def test_what_a_killed_run_left_becomes_the_manifest(path: Path) -> None:
         writer.append(ROWS[:2])
         assert read(path) == ROWS
     assert read(path) == ROWS[:2]
+
+
+def test_a_full_disk_leaves_whole_rows(path: Path) -> None:
+    """A limit on the size of files breaks a write off as a full disk does, in the middle of a row."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(StoreUnavailable, match="partial cannot be written: File too large"), ManifestWriter(path) as writer:
+        writer.append(ROWS[:1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * writer._partial.stat().st_size + 50, before[1]))
+        try:
+            writer.append(ROWS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read(path) == ROWS[:1] * 2
 
 
 def test_of_two_at_once_the_second_is_refused(path: Path) -> None:

@@ -55,11 +55,37 @@ def test_names_can_be_picked(tree: Path) -> None:
     assert names(tree, ["*.png", "A.*"]) == ["a.jpg", "deep/er/b.PNG"]
 
 
+def test_names_of_a_manifest_can_be_picked(tmp_path: Path) -> None:
+    """Entries without a name are told all the same."""
+    (tmp_path / "list.jsonl").write_text('{"source": "a.jpg"}\n{"source": "b.png"}\n{}\n')
+    assert names(tmp_path / "list.jsonl", ["*.JPG"]) == ["a.jpg", "list.jsonl:3"]
+
+
 def test_links_to_files_are_followed_and_links_to_folders_are_not(tree: Path) -> None:
     (tree / "deep" / "loop").symlink_to(tree)
     (tree / "deep" / "link").symlink_to(tree / "a.jpg")
     (tree / "deep" / "broken").symlink_to(tree / "nowhere")
     assert names(tree / "deep") == ["c", "er/b.PNG", "link"]
+
+
+def test_a_file_that_cannot_be_looked_at_is_an_entry_of_its_own(tree: Path) -> None:
+    (tree / "deep" / "circle.jpg").symlink_to("circle.jpg")
+    found = {each.source: each.problem for each in listed(understand(str(tree / "deep")), [])}
+    problem = "this file cannot be read: Too many levels of symbolic links"
+    assert found == {"c": "", "er/b.PNG": "", "circle.jpg": problem}
+    assert names(tree / "deep", ["*.png"]) == ["er/b.PNG"]
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").touch()
+    found = listed(understand(str(tmp_path)), [])
+    first = next(found)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    rest = list(found)
+    assert sorted(each.source for each in (first, *rest)) == [f"{number}.jpg" for number in range(5)]
+    assert {each.problem for each in rest} == {"this file cannot be read: No such file or directory"}
 
 
 def test_a_name_that_is_not_utf8_is_listed_and_not_found(tmp_path: Path) -> None:
@@ -123,9 +149,27 @@ def test_a_manifest_names_what_is_below_its_folder(tmp_path: Path, tree: Path, s
 
 
 def test_a_line_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_text('{"source": "a"}\n{"sou\n["source"]\n\n{"source": 3}\n{"source": "b"}\n')
-    assert [each.source for each in listed(understand(str(tmp_path / "list.jsonl")), []) if not each.problem] == ["a", "b"]
-    assert len(list(listed(understand(str(tmp_path / "list.jsonl")), []))) == 6
+    """Named by its number in the file; a blank one is nothing."""
+    bad = ('{"sou', '["source"]', '{"source": 3}', "[" * 200_000)
+    (tmp_path / "list.jsonl").write_text("\n".join(["", '{"source": "a"}', *bad, " ", '{"source": "b"}', ""]))
+    found = [each.source for each in listed(understand(str(tmp_path / "list.jsonl")), [])]
+    assert found == ["a", *(f"list.jsonl:{number}" for number in (3, 4, 5, 6)), "b"]
+
+
+def test_a_name_that_no_file_of_rows_can_hold_is_told(tmp_path: Path) -> None:
+    """Half of a surrogate pair: JSON can write it, UTF-8 cannot."""
+    (tmp_path / "list.jsonl").write_text('{"source": "caf\\udce9.jpg"}\n{"source": "a.jpg"}\n')
+    found = list(listed(understand(str(tmp_path / "list.jsonl")), []))
+    assert found == [
+        Source("caf\\udce9.jpg", UNKNOWN, "entry 1 of list.jsonl has a name that is not UTF-8: rename its file"),
+        Source("a.jpg"),
+    ]
+
+
+def test_a_name_may_have_what_ends_the_path_of_a_page(tmp_path: Path) -> None:
+    for name in ("a#1.jpg", "b?2.jpg"):
+        (tmp_path / name).write_text(name)
+        assert asyncio.run(Reader("/", 1.0).read(f"file://{tmp_path}/{name}")).decode() == name
 
 
 def test_what_is_no_source_is_told(tmp_path: Path) -> None:
@@ -143,6 +187,18 @@ def test_what_is_no_source_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadParameter, match="as Parquet"):
         names(tmp_path / "broken.parquet")
+    with pytest.raises(StoreUnavailable, match="cannot be listed"):
+        names("s3://[x")
+
+
+def test_a_parquet_file_with_a_damaged_page_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    parquet_file(path, [f"{number}.jpg" for number in range(5000)], "source")
+    content = bytearray(path.read_bytes())
+    content[100:2000] = bytes(1900)
+    path.write_bytes(content)
+    with pytest.raises(BadParameter, match="as Parquet"):
+        names(path)
 
 
 def test_a_destination_within_the_source_is_refused(tmp_path: Path) -> None:
@@ -150,13 +206,27 @@ def test_a_destination_within_the_source_is_refused(tmp_path: Path) -> None:
     for inside in (str(tmp_path), f"{tmp_path}/out", f"file://{tmp_path}/out"):
         with pytest.raises(BadParameter, match="DEST lies in SOURCE"):
             refuse_overlap(origin, inside)
-    refuse_overlap(origin, f"{tmp_path}-out", tmp_path / "list.jsonl")
+    refuse_overlap(origin, f"{tmp_path}-out", Path(f"{tmp_path}-list.jsonl"))
+    with pytest.raises(BadParameter, match="--manifest lies in SOURCE"):
+        refuse_overlap(origin, f"{tmp_path}-out", tmp_path / "list.jsonl")
     (tmp_path / "list.jsonl").touch()
     with pytest.raises(BadParameter, match="SOURCE itself"):
         refuse_overlap(understand(str(tmp_path / "list.jsonl")), "s3://bucket", tmp_path / "list.jsonl")
     with pytest.raises(BadParameter):
         refuse_overlap(understand("s3://bucket/a"), "s3://bucket/a/b")
     refuse_overlap(understand("s3://bucket/a"), "s3://bucket/ab")
+
+
+def test_a_destination_within_the_source_is_refused_by_whatever_way_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "list.jsonl").touch()
+    (tmp_path / "other.jsonl").symlink_to("list.jsonl")
+    for source, destination in (("photos", "link/out"), ("link", "photos/out"), ("photos", "x/../photos/out")):
+        with pytest.raises(BadParameter, match="DEST lies in SOURCE"):
+            refuse_overlap(understand(str(tmp_path / source)), str(tmp_path / destination))
+    with pytest.raises(BadParameter, match="SOURCE itself"):
+        refuse_overlap(understand(str(tmp_path / "list.jsonl")), "s3://bucket", tmp_path / "other.jsonl")
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -167,6 +237,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("folder", NotFound),
         ("nul\0", NotFound),
         ("nonsense://x/y", StoreUnavailable),
+        ("s3://[x/y", StoreUnavailable),
     ):
         with pytest.raises(error):
             asyncio.run(reader.read(name))
