@@ -176,5 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise BadModel(f"{folder} is no model folder: it has no sdc.json (`sdc models list` says what is installed)") from error
+    except OSError as error:
+        raise BadModel(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise BadModel(f"{path}: {error}") from error

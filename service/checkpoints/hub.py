@@ -24,6 +24,7 @@ from service.errors import BadModel
 
 VARIANTS = ("fp16", "")
 """of weights, the one wanted most first: half the bytes, and no worse in bf16"""
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Listing:
 
 
 def look(repository: Repository) -> Listing:
-    """Ask what there is; raises BadModel, with what to do, where that cannot be answered."""
+    """Ask what there is; raises BadModel, with what to do, where that cannot be answered.
+
+    Files are kept by the names and the commit that the hub tells: what would lead out of the cache is refused.
+    """
     try:
         info = HfApi(endpoint=_endpoint()).model_info(repository.name, revision=repository.revision, files_metadata=True)
     except GatedRepoError as error:
@@ -51,13 +55,17 @@ def look(repository: Repository) -> Listing:
         raise BadModel(
             f"the hub cannot be reached ({error}): without a network give the folder of a checkpoint instead of a name"
         ) from error
+    if not COMMIT.fullmatch(info.sha or ""):
+        raise BadModel(f"the hub names no commit of {repository.name}, but {info.sha!r}: nothing is fetched from it")
     files = {}
     for sibling in info.siblings or []:
+        if any(step in ("", ".", "..") for step in sibling.rfilename.split("/")):
+            raise BadModel(f"{repository.name} has a file {sibling.rfilename!r}, which is no path within it: nothing is fetched from it")
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if sibling.size is not None and checksum is not None:
             files[sibling.rfilename] = (sibling.size, checksum)
     licence = None if info.card_data is None else info.card_data.get("license")
-    return Listing(Repository(repository.name, info.sha or repository.revision), files, licence)
+    return Listing(Repository(repository.name, str(info.sha)), files, licence)
 
 
 def _endpoint() -> str | None:

@@ -35,11 +35,17 @@ def installed(models: Path) -> list[Installed]:
 
 
 def remove(models: Path, name: str) -> int:
-    """Delete a fetched model; returns the bytes freed.  Raises BadModel for one that is not there, or is of the release."""
+    """Delete a fetched model; returns the bytes freed.  Of a link to a folder the link goes and the folder stays.
+
+    Raises BadModel for one that is not there, or is of the release.
+    """
     for each in installed(models):
         if each.folder.name == name:
             if each.ours:
                 raise BadModel(f"'{name}' belongs to the release and stays")
+            if each.folder.is_symlink():
+                each.folder.unlink()
+                return 0
             shutil.rmtree(each.folder)
             return each.size
     raise BadModel(f"no model '{name}' is installed in {models}")

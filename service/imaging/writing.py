@@ -72,10 +72,12 @@ def read_alpha(content: bytes, width: int, height: int) -> Plane:
     """The reverse; raises CorruptBlob unless it is a picture of exactly that size."""
     try:
         image = Image.open(io.BytesIO(content), formats=("WEBP", "PNG"))
-        if image.size != (width, height) or getattr(image, "n_frames", 1) > 1:
+        if image.size != (width, height) or getattr(image, "is_animated", False):
             raise CorruptBlob("the alpha section does not have the picture's size")
         return np.asarray(image.convert("RGB"))[:, :, 0].copy()
-    except (OSError, SyntaxError, ValueError) as error:
+    except CorruptBlob:
+        raise
+    except Exception as error:  # Pillow raises almost anything on damaged input, and nothing else can be at fault here
         raise CorruptBlob("the alpha section is damaged") from error
 
 

@@ -212,6 +212,24 @@ def test_what_cannot_be_had_is_said(hub: Hub, checkpoint: Path, models: Path, wa
     assert left(models) <= {".cache"}
 
 
+@pytest.mark.parametrize("file", ["../../stolen", "/tmp/stolen", "vae//config.json", "vae/./config.json", "vae/.."])
+def test_a_hub_that_names_files_elsewhere_is_refused(hub: Hub, checkpoint: Path, models: Path, file: str) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    hub.told = {"siblings": [{"rfilename": file, "size": 3, "blobId": "0" * 40}]}
+    with pytest.raises(BadModel, match="no path within it"):
+        pull(models, "some/sd", told=quiet)
+    assert left(models) == set()
+
+
+@pytest.mark.parametrize("commit", ["../../elsewhere", "main", REVISION + "/..", None])
+def test_a_hub_that_names_no_commit_is_refused(hub: Hub, checkpoint: Path, models: Path, commit: str | None) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    hub.told = {"sha": commit}
+    with pytest.raises(BadModel, match="names no commit"):
+        pull(models, "some/sd", told=quiet)
+    assert left(models) == set()
+
+
 def test_without_a_network(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(BadModel, match=r"the hub cannot be reached.*give the folder"):
@@ -269,6 +287,21 @@ def test_list_and_remove(checkpoint: Path, models: Path) -> None:
         with pytest.raises(BadModel, match=words):
             remove(models, name)
     assert left(models) == {"no-model"}
+
+
+def test_a_link_to_a_model_is_taken_away_and_the_model_stays(small_model: Path, models: Path) -> None:
+    models.mkdir()
+    (models / "mine").symlink_to(small_model)
+    assert remove(models, "mine") == 0
+    assert left(models) == set()
+    assert read_manifest(small_model).name == "small-residual"
+
+
+def test_a_folder_whose_manifest_cannot_be_read_is_no_model(models: Path) -> None:
+    (models / "odd" / "sdc.json").mkdir(parents=True)
+    assert [each.folder.name for each in installed(models)] == ["bundled"]
+    with pytest.raises(BadModel, match="cannot be read: Is a directory"):
+        read_manifest(models / "odd")
 
 
 def test_two_weights_are_two_versions(checkpoint: Path, models: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -52,3 +53,17 @@ def test_a_mask_is_small() -> None:
 def test_a_damaged_alpha_section_is_named(content: bytes) -> None:
     with pytest.raises(CorruptBlob):
         read_alpha(content, 60, 40)
+
+
+def test_an_alpha_section_with_an_empty_chunk_behind_its_pixels_is_named() -> None:
+    """Pillow has an IndexError for it."""
+    content = png(ALPHA)
+    with pytest.raises(CorruptBlob, match="damaged"):
+        read_alpha(content[:-12] + bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4) + content[-12:], 60, 40)
+
+
+def test_an_alpha_section_that_moves_is_refused() -> None:
+    out, frame = io.BytesIO(), Image.fromarray(ALPHA)
+    frame.save(out, "PNG", save_all=True, append_images=[Image.fromarray(255 - ALPHA)])
+    with pytest.raises(CorruptBlob, match="size"):
+        read_alpha(out.getvalue(), 60, 40)
