@@ -1,5 +1,9 @@
+import itertools
+from types import SimpleNamespace
+
 import pytest
 
+from service.bench import bulk
 from service.bench.bulk import Prices, Rates, costs, measure
 from service.settings import Settings
 
@@ -17,6 +21,15 @@ def test_what_a_catalogue_costs() -> None:
 
 def test_both_sides_do_all_pictures(settings: Settings) -> None:
     """What they take is not for a test to judge."""
-    rates = measure(settings, 13, 1)
+    rates = measure(settings, 13, 1, known_s=0)
     assert [len(each) for each in (rates.bare, rates.bulk, rates.known)] == [1, 1, 1]
     assert min(rates.bare + rates.bulk + rates.known) > 0
+
+
+def test_what_is_known_is_gone_through_until_it_can_be_timed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is a second later whenever it is looked at: twice for each run over the pictures."""
+    clock = itertools.count()
+    monkeypatch.setattr(bulk, "time", SimpleNamespace(monotonic=clock.__next__))
+    assert measure(settings, 13, 1, known_s=3.5) == Rates([13], [13], [13])
+    bare_made_and_known = 1 + 1 + 4
+    assert next(clock) == 2 * bare_made_and_known
