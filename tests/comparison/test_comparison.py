@@ -1,6 +1,7 @@
 """Rivals and figures of quality."""
 
 import asyncio
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from service.comparison import contest, features
+from service.comparison import contest, features, rivals
 from service.comparison.features import FeatureDistance
 from service.comparison.metrics import measure
-from service.comparison.rivals import RIVALS, at_least, search
+from service.comparison.rivals import RIVALS, at_least, avif, search
 from tests.conftest import Plane
 
 
@@ -59,6 +60,17 @@ def test_in_steps_the_same_file_is_found(name: str, size: int, photo: Plane) -> 
     assert (entry.shown == shown).all()
     assert entry.smallest == (size == 1)
     assert (entry.quality == 100) == (size == 10**9)
+
+
+def test_avif_is_one_tile_and_the_same_on_any_number_of_cores(photo: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles make a large picture sooner, but cost bytes that the rival need not spend."""
+    picture = Image.fromarray(photo).resize((768, 512))
+    found = avif(picture, 15)
+    out = io.BytesIO()
+    picture.save(out, "AVIF", quality=15, speed=4, subsampling="4:2:0", max_threads=2)
+    assert len(found) < len(out.getvalue())
+    monkeypatch.setattr(rivals, "CORES", 1)
+    assert avif(picture, 15) == found
 
 
 @pytest.mark.parametrize("answer", [0, 1, 37, 99, 100])
