@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import random
 import tarfile
@@ -26,19 +27,18 @@ MOST_CUTTERS = 12
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 
 
-def read_pictures(sources: list[Path]) -> dict[str, bytes]:
-    """File name to bytes, of every picture in the given folders and tar files."""
-    found: dict[str, bytes] = {}
+def read_pictures(sources: list[Path]) -> list[tuple[str, bytes]]:
+    """File name, without folders, and bytes of every picture in the given folders and tar files; several may have one name."""
+    found: list[tuple[str, bytes]] = []
     for source in sources:
         if source.is_dir():
-            for path in sorted(source.rglob("*")):
-                if path.suffix.lower() in SUFFIXES:
-                    found[path.name] = path.read_bytes()
+            found += [(path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES]
         else:
             with tarfile.open(source) as tar:
                 for member in tar:
-                    if Path(member.name).suffix.lower() in SUFFIXES and (file := tar.extractfile(member)):
-                        found[Path(member.name).name] = file.read()
+                    path = Path(member.name)
+                    if path.suffix.lower() in SUFFIXES and (file := tar.extractfile(member)):
+                        found += [(path.name, file.read())]
     if not found:
         raise SystemExit(f"no pictures in {', '.join(map(str, sources))}")
     return found
@@ -50,20 +50,23 @@ def is_validation(name: str, percent: int) -> bool:
 
 
 def write_held_out(sources: list[Path], percent: int, folder: Path) -> int:
-    """Write the pictures that are kept from training to ``folder``, as they are; returns how many.
+    """Write the pictures that are kept from training to ``folder``, as they are, those of equal name numbered; returns how many.
 
     Raises SystemExit if there are none, or if ``folder`` is there already: what it holds may be trained on by now.
     """
     if folder.exists():
         raise SystemExit(f"{folder} is there already")
     pictures = read_pictures(sources)
-    kept = {name: content for name, content in pictures.items() if is_validation(name, percent)}
+    kept = [(name, content) for name, content in pictures if is_validation(name, percent)]
     if not kept:
         raise SystemExit(f"none of {len(pictures)} pictures is held out: of many, {percent} % are (validation_percent), by their names")
     with written_whole(folder) as staged:
         staged.mkdir()
-        for name, content in kept.items():
-            (staged / name).write_bytes(content)
+        for name, content in kept:
+            path, numbers = staged / name, itertools.count(2)
+            while path.exists():
+                path = staged / f"{Path(name).stem}-{next(numbers)}{path.suffix}"
+            path.write_bytes(content)
     return len(kept)
 
 
@@ -73,9 +76,7 @@ class Pictures:
     def __init__(self, sources: list[Path], config: Data, *, validation: bool) -> None:
         self.config = config
         chosen = [
-            content
-            for name, content in sorted(read_pictures(sources).items())
-            if is_validation(name, config.validation_percent) == validation
+            content for name, content in sorted(read_pictures(sources)) if is_validation(name, config.validation_percent) == validation
         ]
         with ThreadPoolExecutor(CORES) as pool:
             decoded = pool.map(lambda content: Image.open(io.BytesIO(content)).convert("RGB"), chosen)

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration
 from training.__main__ import DEFAULT_CONFIG, app
-from training.data import Pictures, is_validation
+from training.data import Pictures, is_validation, write_held_out
 from training.graphics import decorate
 from training.losses import structure_distance
 from training.networks import build
@@ -78,6 +79,23 @@ def test_where_no_picture_is_held_out_it_is_said(photos: dict[str, Plane], tmp_p
             (folder / name).unlink()
     done = CliRunner().invoke(app, ["held-out", "--images", str(folder), "--out", str(tmp_path / "kept")])
     assert done.exit_code != 0 and "none of" in str(done.exception) and not (tmp_path / "kept").exists()
+
+
+def test_pictures_of_equal_name_are_all_read_and_held_out_together(photos: dict[str, Plane], tmp_path: Path) -> None:
+    shops, config = [tmp_path / shop for shop in ("shoes", "bags")], configuration.load(DEFAULT_CONFIG).data
+    for shop, photo in zip(shops, photos.values(), strict=False):
+        save_photos({shop.name: photo}, shop)
+    with tarfile.open(tmp_path / "hats.tar", "w") as tar:
+        for shop in shops:
+            tar.add(shop, shop.name)
+    sources = [*shops, tmp_path / "hats.tar"]
+    trained = Pictures(sources, config, validation=False).pictures
+    assert len(trained) == 4 * len(Pictures(shops[:1], config, validation=False).pictures)
+    assert write_held_out(sources, config.validation_percent, tmp_path / "kept") == 240 - len(trained)
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    names = [f"{index}" for index in range(60) if is_validation(f"{index}.png", config.validation_percent)]
+    assert kept == sorted(f"{name}{number}.png" for name in names for number in ("", "-2", "-3", "-4"))
+    assert len({(tmp_path / "kept" / name).read_bytes() for name in kept}) == 2
 
 
 @pytest.fixture
