@@ -53,7 +53,6 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
     steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
     pixels = config.data.crop**2
     generator = torch.Generator().manual_seed(config.seed + progress.step)
-    total = 0.0
     while progress.fraction < 1:
         chosen = torch.randint(len(latents), (config.context_stage.batch,), generator=generator)
         step = steps[torch.randint(len(steps), (len(chosen),), generator=generator)].to(machine.device())
@@ -63,8 +62,5 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
         # in proportion: a coarse picture's bits count as much as a fine one's
         loss = (bpp / (bpp.detach() + 0.02)).mean()
         progress.update(loss)
-        total += float(bpp.detach().mean())
-        if progress.step % 200 == 0:
-            progress.log(bpp=round(total / 200, 5), scale=round(scale, 4))
-            total = 0.0
+        progress.note(bpp=bpp.detach().mean())
     progress.save()

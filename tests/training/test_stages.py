@@ -7,6 +7,7 @@ import random
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from service.pipeline import open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, png, psnr
 from training import config as configuration
+from training import context_stage
 from training.__main__ import DEFAULT_CONFIG, app
 from training.data import Pictures, is_validation, write_held_out
 from training.graphics import decorate
+from training.loop import Progress
 from training.losses import structure_distance
 from training.networks import build
 from training.start import start_from
@@ -131,6 +134,21 @@ def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Pat
     # and on from there: the finished folder is where fine-tuning begins
     result = CliRunner().invoke(app, ["vae", *common[:2], "--out", str(tmp_path / "more"), *common[4:], "--start", str(model)])
     assert result.exit_code == 0, result.output
+
+
+def test_a_resumed_context_stage_logs_the_bits_of_the_steps_it_has_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, last = configuration.load(small(tmp_path, 1)), [0]
+    vae, context = build(config)
+    latents = torch.randn(8, config.autoencoder.latent_channels, 16, 16)
+    monkeypatch.setattr(context_stage, "Pictures", lambda *_, **__: None)
+    monkeypatch.setattr(context_stage, "finished_vae", lambda *_: SimpleNamespace(averaged={"vae": vae, "context": context}))
+    monkeypatch.setattr(context_stage, "random_latents", lambda *_: latents)
+    monkeypatch.setattr(Progress, "fraction", property(lambda progress: float(progress.step >= last[0])))
+    for stop in (150, 350):
+        last[0] = stop
+        context_stage.train(config, [], tmp_path)
+    first, *others = [json.loads(line)["bpp"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert others and others == pytest.approx([first] * len(others), rel=0.15)
 
 
 def test_fine_tuning_begins_with_the_finished_model() -> None:
