@@ -54,7 +54,7 @@ ROUNDS = 3
 PAIRS = 5
 DEADLINE_FACTOR = 5
 SATURATION = 1.5
-REFUSED_AT_CAPACITY = 0.01
+UNSERVED_AT_CAPACITY = 0.01
 PROBES = 7
 HANGUPS, HANGUPS_A_SECOND = 1000, 100
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
@@ -80,8 +80,9 @@ class Outcome:
     timeline: list[Second]
 
     @property
-    def refused_share(self) -> float:
-        return self.refused / max(1, self.accepted + self.refused + self.failed)
+    def unserved_share(self) -> float:
+        """Of all that were to be sent: refused, failed, or not sent in time."""
+        return 1 - self.accepted / max(1, self.accepted + self.refused + self.failed + self.dropped)
 
 
 def mixed_pictures() -> list[Job]:
@@ -238,10 +239,10 @@ class Load:
         return (after - before) / (ended - started)
 
     def capacity(self, operation: str, guess: float, seconds: float, deadline_ms: float) -> float:
-        """Highest rate tried with under 1 % refused: down from the guess until one is good, then up in half such steps."""
+        """Highest rate tried with under 1 % not served: down from the guess until one is good, then up in half such steps."""
         best, rate = 0.0, guess
         for _ in range(PROBES):
-            if self.run(operation, rate, seconds, deadline_ms).refused_share < REFUSED_AT_CAPACITY:
+            if self.run(operation, rate, seconds, deadline_ms).unserved_share < UNSERVED_AT_CAPACITY:
                 best = rate
                 rate *= 1.05
             elif best:

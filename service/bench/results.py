@@ -124,7 +124,9 @@ class Operation(_Data):
     http: list[NonNegativeFloat] = Field(description="Pictures a second over HTTP, more being asked for.")
     unloaded: Percentiles
     deadline_ms: NonNegativeFloat
-    capacity: list[NonNegativeFloat] = Field(description="Requests a second with under 1 % refused, before and after the overload.")
+    capacity: list[NonNegativeFloat] = Field(
+        description="Requests a second with under 1 % refused, failed or unsent, before and after the overload."
+    )
     offered: NonNegativeFloat = Field(description="Requests a second in the overload.")
     seconds: NonNegativeFloat = Field(description="Length of the overload.")
     accepted: NonNegativeInt

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from service.bench.load import Load, batches, mixed_pictures, stages, timeline
+from service.bench.load import Load, Outcome, batches, mixed_pictures, stages, timeline
+from service.bench.results import Percentiles
 from service.bench.serving import Server
+
+NONE = Percentiles(median=0, p95=0, p99=0)
 
 
 class Stub:
@@ -84,6 +87,24 @@ def test_requests_leave_at_a_constant_rate_whatever_the_server_does(stub: Stub, 
     assert sum(second.accepted for second in outcome.timeline) == outcome.accepted
     assert sum(second.refused for second in outcome.timeline) == outcome.refused
     assert all((second.median_ms is None) == (second.accepted == 0) for second in outcome.timeline)
+
+
+@pytest.mark.parametrize("lost", ["refused", "failed", "dropped"])
+def test_capacity_is_what_is_served_of_what_was_to_be_sent(lost: str, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of ten a second has that capacity, whether it refuses the others, fails at them, or they cannot be sent."""
+
+    def run(_: Load, operation: str, rate: float, seconds: float, deadline_ms: float) -> Outcome:
+        accepted = round(min(rate, 10) * seconds)
+        told = {"accepted": accepted, "refused": 0, "failed": 0, "dropped": 0, lost: round(rate * seconds) - accepted}
+        return Outcome(**told, lawless=0, latency=NONE, refusal=NONE, timeline=[])
+
+    monkeypatch.setattr(Load, "run", run)
+    assert 9 < load(stub, tmp_path).capacity("compress", 13, 20, 500) <= 10.1
+
+
+def test_a_load_of_which_nothing_came_back_is_not_served() -> None:
+    outcome = Outcome(accepted=0, refused=0, failed=0, lawless=0, latency=NONE, refusal=NONE, dropped=0, timeline=[])
+    assert outcome.unserved_share == 1
 
 
 def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
