@@ -35,6 +35,7 @@ from service.bench import tables
 from service.bench.pictures import machine
 from service.bench.results import HungUp, LoadReport, Operation, Percentiles, Second, Stage, about
 from service.bench.serving import Server, serving
+from service.engine.engine import Engine
 from service.errors import BadParameter
 from service.loading import load_model
 from service.options import CompressOptions, RenderOptions
@@ -102,11 +103,16 @@ def photographs(sizes: list[tuple[int, ...]]) -> list[Job]:
     return jobs
 
 
+def batches_of(engine: Engine) -> tuple[int, ...]:
+    """The sizes that differ: where pictures are computed one by one, all are the same."""
+    return tuple(sorted({engine.batch_of(batch) for batch in BATCHES}))
+
+
 async def bare_loop(
     settings: Settings,
     jobs: list[Job],
     seconds: float,
-    batches: tuple[int, ...] = BATCHES,
+    batches: tuple[int, ...],
     operations: tuple[str, ...] = OPERATIONS,
     rounds: int = ROUNDS,
 ) -> dict[str, dict[int, float]]:
@@ -349,9 +355,10 @@ def run(settings: Settings, seconds: float, out: Console) -> LoadReport:
     out.print(f"{machine()}; {pictures}", highlight=False)
     engine, codec = load_model(settings)
     where = about(engine.description, codec.model_identity)
+    tried = batches_of(engine)
     del engine
-    bare = asyncio.run(bare_loop(settings, jobs, part / 3))
-    alike = asyncio.run(bare_loop(settings, photographs([(ALIKE, ALIKE)] * COUNT), part / 3))
+    bare = asyncio.run(bare_loop(settings, jobs, part / 3, tried))
+    alike = asyncio.run(bare_loop(settings, photographs([(ALIKE, ALIKE)] * COUNT), part / 3, tried))
     with (
         tempfile.TemporaryDirectory() as name,
         serving(Path(name), Path(name) / "log", SDC_MODEL=str(settings.model), SDC_LOG_LEVEL="error", SDC_RENDER_CACHE_BYTES="0") as server,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.bench.load import Load, Outcome, batches, mixed_pictures, stages, timeline
+from service.bench.load import Load, Outcome, batches, batches_of, mixed_pictures, stages, timeline
 from service.bench.results import Percentiles
 from service.bench.serving import Server
+from service.engine.engine import Engine
 
 NONE = Percentiles(median=0, p95=0, p99=0)
 
@@ -121,6 +122,14 @@ def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
 
 def test_the_pictures_are_the_same_every_time() -> None:
     assert mixed_pictures() == mixed_pictures()
+
+
+def test_the_bare_loop_is_run_once_where_pictures_are_computed_one_by_one(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(small_model, dtype="float32")
+    monkeypatch.setattr(Engine, "batch_of", lambda _, wanted: wanted)
+    assert batches_of(engine) == (1, 2, 4)
+    monkeypatch.setattr(Engine, "batch_of", lambda *_: 1)
+    assert batches_of(engine) == (1,)
 
 
 GROWN = {
