@@ -170,7 +170,8 @@ class Codec:
         """The finest step, as far as the search can tell, whose whole file, header included, has at most ``max_bytes``.
 
         The network has already run; an estimate or two and a coding settle it.  A step one index finer is only tried where it is
-        predicted to fit.  Raises SizeUnreachable with the best size when even the coarsest step is too large.
+        predicted to fit.  Raises SizeUnreachable, with the size at the coarsest step, when even that is too large; of tiny pictures one of
+        the steps before may take a few bytes less, and is not looked for.
         """
         budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
         offset = _offset(frame.seed, latent.shape)
@@ -203,7 +204,7 @@ class Codec:
             predicted = _through(sizes, shape, guess.slope, budget)
         if best is None:
             raise SizeUnreachable(
-                f"max_bytes={max_bytes} cannot be met: the smallest file of this picture has {size} bytes", best_bytes=size
+                f"max_bytes={max_bytes} cannot be met: at the coarsest step this picture has {size} bytes", best_bytes=size
             )
         return best
 

@@ -73,6 +73,7 @@ def test_an_unreachable_size_says_what_can_be_had(codec: Codec) -> None:
         codec.encode_within(latent, Frame(256, 256), 20)
     blob = codec.encode_within(latent, Frame(256, 256), caught.value.best_bytes)
     assert len(container.write(blob)) == caught.value.best_bytes
+    assert len(container.write(codec.encode(latent, Frame(256, 256), 255))) == caught.value.best_bytes
 
 
 def test_alpha_counts_towards_the_size(codec: Codec) -> None:
