@@ -182,7 +182,10 @@ class Objects:
 
 def open_store(url: str, timeout_s: float = 10.0) -> Objects:
     """``file:///folder`` (made if missing), ``memory:///`` or anything obstore reads; raises StoreUnavailable."""
-    scheme = url.partition("://")[0].lower()
+    scheme, found, _ = url.partition("://")
+    if not found:
+        raise StoreUnavailable("the store's address has no scheme: file:///folder names a folder, s3://bucket a bucket")
+    scheme = scheme.lower()
     try:
         if scheme == "file":
             folder = Path(unquote(urlsplit(url).path))
