@@ -1,7 +1,7 @@
 """A model and photographs to the same model with an entropy profile of its own.
 
-The latents, the networks and so the pictures stay what they are; the files get smaller.  It is another model to the service: a file is
-read with the tables it was written with.
+The latents, the networks, what is sent of a picture at each step, and so the pictures stay what they are; the files get smaller.  It is
+another model to the service: a file is read with the tables it was written with.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def calibrate(engine: Engine, images: Path, target: Path, minutes: float, crops:
     judged, trained = _encoded(engine, images, crops, told)
     points = manifest.rate_points
     indices = list(range(min(points.quality_100, points.quality_0), max(points.quality_100, points.quality_0) + 1))
-    fitted = fit(trained, indices, SIDE**2, minutes, lambda share: told("fitting", share))
-    before = EntropyCoder(load_profile(engine.folder, manifest).predictor)
+    predictor, coarsest = load_profile(engine.folder, manifest).predictor, tuple(manifest.entropy.coarsest)
+    sizes = list(predictor.group_sizes) if coarsest else None  # groups that are not always sent stay groups
+    fitted = fit(trained, indices, SIDE**2, minutes, lambda share: told("fitting", share), sizes=sizes, coarsest=coarsest)
+    before = EntropyCoder(predictor)
     gains = []
     for number, quality in enumerate((10, 30, 50, 70, 90)):
         index = points.step_index(quality)
@@ -121,7 +123,8 @@ def _crop(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def _write(folder: Path, manifest: Manifest, fitted: Fitted, target: Path) -> None:
-    told = manifest.model_dump() | {"name": target.name, "entropy": {"kind": "context", "file": PROFILE}, "widens": None}
+    entropy = {"kind": "context", "file": PROFILE, "coarsest": manifest.entropy.coarsest}
+    told = manifest.model_dump() | {"name": target.name, "entropy": entropy, "widens": None}
     if fitted.rate_guess:
         told["rate_guess"] = fitted.rate_guess
     with written_whole(target) as staged:

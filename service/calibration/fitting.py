@@ -40,12 +40,13 @@ class Fitted:
     rate_guess: dict[str, float]
 
 
-def shape_for(channels: int) -> tuple[list[int], list[int], list[int]]:
-    """Group sizes, hidden widths and windows: one channel a group where there are few, else groups as large as all before together."""
-    if channels <= FEW_CHANNELS:
-        sizes = [1] * channels
-    else:
-        sizes = [max(1, channels // 32)]
+def shape_for(channels: int, sizes: list[int] | None = None) -> tuple[list[int], list[int], list[int]]:
+    """Group sizes, hidden widths and windows.
+
+    Unless sizes are given, one channel a group where there are few, else groups as large as all before together.
+    """
+    if sizes is None:
+        sizes = [1] * channels if channels <= FEW_CHANNELS else [max(1, channels // 32)]
         while sum(sizes) < channels:
             sizes.append(min(sum(sizes), channels - sum(sizes)))
     known = itertools.accumulate(sizes)
@@ -60,6 +61,8 @@ def fit(
     minutes: float,
     told: Callable[[float], None],
     clock: Callable[[], float] = time.monotonic,
+    sizes: list[int] | None = None,
+    coarsest: tuple[int, ...] = (),
 ) -> Fitted:
     """Train for so many minutes, on the processor, in fp32.
 
@@ -70,11 +73,13 @@ def fit(
         minutes: of the clock.
         told: is given the share that is done, 0 to 1.
         clock: in seconds.
+        sizes: of the groups of channels; None for those of ``shape_for``.
+        coarsest: the last step index that each group is sent at; empty where all are sent at any.
     """
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     everything, steps = torch.from_numpy(latents), torch.tensor([step_size(index) for index in indices])
-    context = ContextModel(*shape_for(latents.shape[1]))
+    context = ContextModel(*shape_for(latents.shape[1], sizes))
     _start_at(context, latents)
     averaged = AveragedModel(context, multi_avg_fn=get_ema_multi_avg_fn(EMA))  # type: ignore[no-untyped-call]
     optimiser = torch.optim.Adam(context.parameters(), LEARNING_RATE)
@@ -99,8 +104,8 @@ def fit(
     assert isinstance(finished, ContextModel)
     tensors = integer_passes(finished) | {"counts": logistic_counts()}
     channels = latents.shape[1]
-    tensors["counts"] = fit_counts(context_predictor(tensors, channels), latents, indices, np.random.default_rng(SEED))
-    coder = EntropyCoder(context_predictor(tensors, channels))
+    tensors["counts"] = fit_counts(context_predictor(tensors, channels, coarsest), latents, indices, np.random.default_rng(SEED))
+    coder = EntropyCoder(context_predictor(tensors, channels, coarsest))
     return Fitted(tensors, coder, fit_rate_guess(coder, latents[:64], pixels, indices))
 
 

@@ -1,22 +1,25 @@
 import asyncio
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from service.calibration.calibrate import calibrate
 from service.calibration.context import ContextModel, bias_of
 from service.calibration.fitting import _start_at, fit, mean_bytes, shape_for
+from service.calibration.integers import integer_passes
 from service.checkpoints.pulling import pull
 from service.codec.context import LaplacePredictor
 from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
 from service.codec.steps import quantise
-from service.codec.tables import laplace_counts
+from service.codec.tables import laplace_counts, logistic_counts
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter
 from service.manifest import read_manifest
@@ -121,6 +124,21 @@ def test_what_cannot_be_calibrated_is_said(tmp_path: Path, small_model: Path, im
             calibrate(engine, images, target, 0.01, 8, quiet)
     assert not (tmp_path / "mine").exists()
     assert json.loads((small_model / "sdc.json").read_text())["entropy"] == {"kind": "laplace"}
+
+
+def test_what_is_sent_at_each_step_stays_what_it_was(tmp_path: Path, small_model: Path, images: Path) -> None:
+    """Channels that only fine steps send, as of a widened model, are not sent at coarse ones by the calibrated one either."""
+    old = tmp_path / "old"
+    shutil.copytree(small_model, old)
+    channels = read_manifest(old).latent_channels
+    save_file(integer_passes(ContextModel([channels - 1, 1], [8, 4], [5, 3])) | {"counts": logistic_counts()}, old / "e.safetensors")
+    told = json.loads((old / "sdc.json").read_text())
+    told["entropy"] = {"kind": "context", "file": "e.safetensors", "coarsest": [255, 120]}
+    (old / "sdc.json").write_text(json.dumps(told))
+    calibrate(Engine(old, dtype="float32"), images, tmp_path / "mine", 0.02, 8, quiet)
+    before, after = (EntropyCoder(load_profile(folder, read_manifest(folder)).predictor) for folder in (old, tmp_path / "mine"))
+    for index in (120, 121):
+        assert (after.sent(index) == before.sent(index)).all() and after.sent(index)[-1] == (index == 120)
 
 
 def test_what_gains_nothing_is_not_installed(tmp_path: Path, small_model: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
