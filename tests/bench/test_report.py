@@ -140,7 +140,7 @@ def test_a_refusal_is_said_and_its_size_has_no_point_on_the_curves() -> None:
     assert all(len(points) == 3 for metric in METRICS for points in curves.points(found)[metric].values())
     assert tables.rate_title(found, 1000) == "1000 B at 512x512, n=2; 1 cannot be made so small"
     page = Page(report.rates_page(found, rd.Gallery(0)))
-    assert "b at 1,000 B: 1,200 B at least" in page.text
+    assert "b at 1,000 B: 1,200 B at the coarsest step" in page.text
     assert tables.rate_title(found, 1000) in page.text
     nothing = found.model_copy(update={"rows": [row for row in rows if row.max_bytes != 1000]})
     check(Page(report.rates_page(nothing, rd.Gallery(0))))
