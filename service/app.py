@@ -88,6 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        # spans are ours (service/telemetry): where a process has a global provider, the framework would send its own beside them
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.state.failed = False
     app.state.stop = partial(os.kill, os.getpid(), signal.SIGTERM)  # the command line has a way that lets it choose its exit code

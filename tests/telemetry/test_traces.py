@@ -287,7 +287,8 @@ def test_off_means_that_the_extra_is_not_even_loaded() -> None:
 
 
 def test_without_the_extra_the_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    # FastAPI brings the interface; the extra brings what sends
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     monkeypatch.delitem(sys.modules, "service.telemetry.spans", raising=False)
     app = create_app(settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:1"}))
     with pytest.raises(BadParameter, match=r"pip install 'sdc\[trace\]'"), TestClient(app):
