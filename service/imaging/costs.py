@@ -9,8 +9,12 @@ import re
 
 from PIL import Image
 
+from service.imaging.av1 import coded_pixels
+
 MOST_SCANS = 100
 """of a JPEG: each passes over all pixels, be it by thirteen bytes.  Cameras and encoders make one to some dozen"""
+MOST_CODED, CODED_BESIDE = 4, 1 << 20
+"""pixels of the frames of an AVIF, for each of its own (colours, transparency, a gain map), and for what fills up blocks and tiles"""
 LARGEST_TILE_SIDE = 2048
 """of a TIFF, where its picture is smaller: a whole tile is decoded, however little of it is shown"""
 
@@ -30,6 +34,11 @@ def too_much(image: Image.Image, content: bytes) -> str | None:
     """
     if image.format in ("JPEG", "MPO") and (found := scans(content)) > MOST_SCANS:
         return f"the JPEG has {found} scans or more; at most {MOST_SCANS} are accepted: save it anew"
+    if image.format == "AVIF":
+        coded, most = coded_pixels(content), MOST_CODED * image.width * image.height + CODED_BESIDE
+        if coded is None or coded > most:
+            frames = "frames of a size that cannot be told" if coded is None else f"frames of {coded:,} pixels"
+            return f"the AVIF has {frames}, for a picture of {image.width}x{image.height}: save it anew"
     if image.format == "TIFF":
         tile = max(int(image.tag_v2.get(tag, 0)) for tag in (_TILE_WIDTH, _TILE_LENGTH))  # type: ignore[attr-defined]
         if tile > max(LARGEST_TILE_SIDE, *(side + 15 for side in image.size)):  # tiles are multiples of 16

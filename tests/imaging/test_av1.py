@@ -1,0 +1,126 @@
+import io
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.errors import UndecodablePicture
+from service.imaging.av1 import MOST, coded_pixels
+from service.imaging.opening import open_picture
+from tests.conftest import make_picture
+
+LIMIT = 1 << 26
+
+
+def avif(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "AVIF", speed=10, **options)
+    return out.getvalue()
+
+
+def box(kind: bytes, content: bytes, version: int | None = None) -> bytes:
+    content = content if version is None else bytes([version, 0, 0, 0]) + content
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def entry(name: int, kind: bytes = b"av01") -> bytes:
+    return box(b"infe", struct.pack(">HH", name, 0) + kind + b"\0", version=2)
+
+
+def file_of(locations: bytes, entries: list[bytes], more: bytes = b"", data: bytes = b"", version: int = 0) -> bytes:
+    """Boxes as they have to be, around these locations of items (``iloc``) and what they are (``iinf``)."""
+    infos = box(b"iinf", struct.pack(">H", len(entries)) + b"".join(entries), version=0)
+    return box(b"ftyp", b"avif\0\0\0\0") + box(b"meta", infos + box(b"iloc", locations, version) + more, version=0) + box(b"mdat", data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (600, 401), (1411, 333)])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_a_pictures_frame_has_its_pixels(size: tuple[int, int], subsampling: str) -> None:
+    assert coded_pixels(avif(Image.new("RGB", size, (9, 90, 200)), subsampling=subsampling)) == size[0] * size[1]
+
+
+def test_transparency_is_a_frame_of_its_own() -> None:
+    image = Image.fromarray(make_picture(40, 60))
+    image.putalpha(Image.fromarray(np.arange(2400, dtype=np.uint16).astype(np.uint8).reshape(40, 60)))
+    content = avif(image)
+    assert coded_pixels(content) == 2 * 2400
+    assert open_picture(content, LIMIT).alpha is not None
+
+
+def test_a_frame_that_is_far_larger_than_its_picture() -> None:
+    """Two kilobytes whose frame takes a hundred megabytes, and sixteen times as many if it is told to be 16,384 a side."""
+    side = 4000
+    said = b"ispe\0\0\0\0" + struct.pack(">II", side, side)
+    content = avif(Image.new("RGB", (side, side), (9, 90, 200)))
+    assert said in content
+    lie = content.replace(said, b"ispe\0\0\0\0" + struct.pack(">II", 64, 64))
+    assert coded_pixels(lie) == side * side
+    tracemalloc.start()
+    with pytest.raises(UndecodablePicture, match=r"frames of 16,000,000 pixels, for a picture of 64x64"):
+        open_picture(lie, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_film_is_not_told() -> None:
+    out = io.BytesIO()
+    frames = [Image.fromarray(make_picture(20, 20, seed)) for seed in range(3)]
+    frames[0].save(out, "AVIF", save_all=True, append_images=frames[1:])
+    assert coded_pixels(out.getvalue()) is None
+
+
+def header(width: int, height: int) -> bytes:
+    """A sequence header (5.5.1) that is not reduced: with clocks, a model of the decoder, and two operating points."""
+    fields = [(0, 3), (0, 1), (0, 1)]
+    fields += [(1, 1), (1, 32), (30, 32), (1, 1), (0b00110, 5)]  # timing; ticks for each picture: uvlc of 5
+    fields += [(1, 1), (9, 5), (1, 32), (3, 5), (4, 5)]  # the model: delays of ten bits
+    fields += [(1, 1), (1, 5)]  # display delays; two operating points
+    fields += [(0, 12), (9, 5), (1, 1), (1, 1), (7, 10), (7, 10), (0, 1), (1, 1), (3, 4)]
+    fields += [(0, 12), (3, 5), (0, 1), (0, 1)]
+    fields += [(15, 4), (15, 4), (width - 1, 16), (height - 1, 16), (0, 8)]
+    bits = "".join(format(value, f"0{count}b") for value, count in fields)
+    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+
+def test_the_header_of_a_film_in_a_picture() -> None:
+    unit = bytes([1 << 3 | 2, len(header(4000, 3000))]) + header(4000, 3000)
+    location = struct.pack(">BBHHHHHI", 0x04, 0, 1, 1, 1, 0, 1, len(unit))  # a length of four bytes and no offset, in ``idat``
+    assert coded_pixels(file_of(location, [entry(1)], box(b"idat", unit), version=1)) == 12_000_000
+    assert coded_pixels(file_of(location, [entry(1, b"Exif")], box(b"idat", unit), version=1)) == 0, "what is no AV1 is not decoded"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no boxes at all",
+        box(b"ftyp", b"avif"),
+        box(b"meta", b"", version=0),
+        box(b"free", b"") * (MOST + 1),
+        file_of(b"\x44\0\xff\xff", [entry(1)]),
+        file_of(struct.pack(">BBH", 0, 0, MOST) + struct.pack(">HHH", 1, 0, 0xFFFF) * MOST, [entry(1)]),
+        file_of(struct.pack(">BBI", 0, 0, 0xFFFFFFFF), [entry(1)], version=2),
+        file_of(struct.pack(">BBHHHH", 0, 0, 1, 1, 0, MOST), [entry(1)], data=bytes(1000)),
+        file_of(b"", []) + box(b"meta", b"", version=0),
+        file_of(struct.pack(">BBHHHHH", 0, 0, 1, 1, 1, 0, 1), [entry(1)], box(b"idat", b"\x12\0" * (MOST + 1)), version=1),
+    ],
+    ids=["empty", "none", "no meta", "empty meta", "boxes", "cut", "extents", "items", "shared bytes", "two of a kind", "units"],
+)
+def test_what_cannot_be_told_ends_soon(content: bytes) -> None:
+    assert coded_pixels(content) is None
+
+
+SAMPLE = avif(Image.fromarray(make_picture(40, 60)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255)), max_size=8), st.integers(0, len(SAMPLE)))
+def test_damage_is_never_an_error(flips: list[tuple[int, int]], length: int) -> None:
+    content = bytearray(SAMPLE)
+    for place, value in flips:
+        content[place] = value
+    assert (coded_pixels(bytes(content[:length])) or 0) >= 0
