@@ -6,6 +6,7 @@ A header that promises few pixels can stand before hours of work or gigabytes of
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from PIL import Image
 
@@ -17,6 +18,9 @@ MOST_CODED, CODED_BESIDE = 4, 1 << 20
 """pixels of the frames of an AVIF, for each of its own (colours, transparency, a gain map), and for what fills up blocks and tiles"""
 LARGEST_TILE_SIDE = 2048
 """of a TIFF, where its picture is smaller: a whole tile is decoded, however little of it is shown"""
+
+MOST_TAGS = 1000
+"""of a TIFF: each takes time, and in a BigTIFF there may be as many as there is room for"""
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """tags, TIFF 6.0 section 15"""
@@ -44,6 +48,16 @@ def too_much(image: Image.Image, content: bytes) -> str | None:
         if tile > max(LARGEST_TILE_SIDE, *(side + 15 for side in image.size)):  # tiles are multiples of 16
             return f"the TIFF has tiles of {tile} pixels a side, for a picture of {image.width}x{image.height}: save it anew"
     return None
+
+
+def tags(content: bytes) -> int:
+    """Entries of the first directory of a TIFF (TIFF 6.0 section 2) or BigTIFF, found as Pillow finds it; 0 for what is none."""
+    if content[:2] not in (b"II", b"MM") or content[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        return 0
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    place, counted = (slice(8, 16), 8) if content[2] == ord("+") else (slice(4, 8), 2)
+    at = int.from_bytes(content[place], order)
+    return int.from_bytes(content[at : at + counted], order)
 
 
 def scans(content: bytes) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service.errors import AnimatedPicture, UndecodablePicture
-from service.imaging.costs import LARGEST_TILE_SIDE, MOST_SCANS, scans
+from service.imaging.costs import LARGEST_TILE_SIDE, MOST_SCANS, scans, tags
 from service.imaging.opening import open_picture, picture_size
 from tests.conftest import make_picture
 
@@ -127,3 +127,18 @@ def test_grey_of_many_bits_takes_no_planes_of_floats(kind: str, dtype: type) -> 
     tracemalloc.stop()
     assert (rgb[:, :, 0] == np.rint(samples / 257)).all()
     assert peak < 16 * samples.size, "a plane of floats alone would take 8 for each"
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+def test_a_directory_of_ever_more_tags(big: bool) -> None:
+    """Each takes microseconds, and a body may bring millions."""
+    head, entry = (b"II+\0\x08\0\0\0" + struct.pack("<Q", 16), bytes(20)) if big else (b"II*\0" + struct.pack("<I", 8), bytes(12))
+    content = head + struct.pack("<Q" if big else "<H", 50_000) + entry * 50_000
+    assert tags(content) == 50_000
+    with pytest.raises(UndecodablePicture, match="more than 1000 tags"):
+        picture_size(content, LIMIT)
+
+
+def test_tags_of_ordinary_files() -> None:
+    assert tags(tiff(30, 40, 512)) == 10
+    assert [tags(other) for other in (b"", b"II", b"MM, and so on", jpeg())] == [0, 0, 0, 0]
