@@ -1,17 +1,24 @@
 """What reading a picture would cost beyond its pixels, told from its bytes before anything of it is decoded.
 
+    any bytes -> too_many_pieces -> opened by Pillow, header only -> too_much -> decoded
+
 A header that promises few pixels can stand before hours of work or gigabytes of memory, and decoders have no limits of their own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal
 
 from PIL import Image
 
 from service.imaging.av1 import coded_pixels
 
+MOST_PIECES, BYTES_A_PIECE = 1000, 200
+"""so many segments, chunks, blocks or tags a file may have, and one more for each so many bytes.  Pillow walks over them in Python, some
+microseconds each, and they can be as short as a byte; those of data have 255 bytes in a GIF and thousands elsewhere"""
 MOST_SCANS = 100
 """of a JPEG: each passes over all pixels, be it by thirteen bytes.  Cameras and encoders make one to some dozen"""
 MOST_CODED, CODED_BESIDE = 4, 1 << 20
@@ -19,14 +26,22 @@ MOST_CODED, CODED_BESIDE = 4, 1 << 20
 LARGEST_TILE_SIDE = 2048
 """of a TIFF, where its picture is smaller: a whole tile is decoded, however little of it is shown"""
 
-MOST_TAGS = 1000
-"""of a TIFF: each takes time, and in a BigTIFF there may be as many as there is room for"""
-
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """tags, TIFF 6.0 section 15"""
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
-"""not those within a scan: a stuffed zero, restarts"""
-_BARE, _START_OF_SCAN, _END = frozenset({0x01, 0xD8}), 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xff])")
+"""of a JPEG, or a byte that fills up before one; and not what stands within a scan: a stuffed zero, restarts"""
+_BARE, _START_OF_SCAN, _END, _FILLING = frozenset({0x01, 0xD8}), 0xDA, 0xD9, 0xFF
+_EXTENSION, _IMAGE = 0x21, 0x2C
+"""of a GIF"""
+
+
+def too_many_pieces(content: bytes) -> str | None:
+    """Why a file is not to be opened; None where nothing speaks against it, or it is of a kind that is not walked over in Python."""
+    pieces = next((walk for magic, walk in _WALKS.items() if content.startswith(magic)), None)
+    most = MOST_PIECES + len(content) // BYTES_A_PIECE
+    if pieces and next(islice(pieces(content), most, None), None) is not None:
+        return f"the file is cut into more than {most:,} pieces: save it anew"
+    return None
 
 
 def too_much(image: Image.Image, content: bytes) -> str | None:
@@ -36,8 +51,8 @@ def too_much(image: Image.Image, content: bytes) -> str | None:
         image: opened and not loaded.
         content: what it was opened from.
     """
-    if image.format in ("JPEG", "MPO") and (found := scans(content)) > MOST_SCANS:
-        return f"the JPEG has {found} scans or more; at most {MOST_SCANS} are accepted: save it anew"
+    if image.format in ("JPEG", "MPO") and scans(content) > MOST_SCANS:
+        return f"the JPEG has more than {MOST_SCANS} scans: save it anew"
     if image.format == "AVIF":
         coded, most = coded_pixels(content), MOST_CODED * image.width * image.height + CODED_BESIDE
         if coded is None or coded > most:
@@ -50,27 +65,70 @@ def too_much(image: Image.Image, content: bytes) -> str | None:
     return None
 
 
-def tags(content: bytes) -> int:
-    """Entries of the first directory of a TIFF (TIFF 6.0 section 2) or BigTIFF, found as Pillow finds it; 0 for what is none."""
-    if content[:2] not in (b"II", b"MM") or content[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
-        return 0
+def scans(content: bytes) -> int:
+    """Scans of the first picture in a JPEG file; a thumbnail, a profile or a film behind the picture does not count."""
+    return sum(kind == _START_OF_SCAN for kind in _segments(content))
+
+
+def _segments(content: bytes) -> Iterator[int]:
+    """Markers of a JPEG's first picture (ITU-T T.81, annex B), and what fills up before them."""
+    at = 2
+    while (marker := _MARKER.search(content, at)) is not None:
+        kind, at = marker[1][0], marker.end()
+        yield kind
+        if kind == _END:
+            return
+        if kind == _FILLING:
+            at -= 1
+        elif kind not in _BARE:
+            at += max(2, int.from_bytes(content[at : at + 2], "big"))
+
+
+def _chunks(content: bytes) -> Iterator[int]:
+    """Lengths of a PNG's chunks (section 5.3)."""
+    at = 8
+    while at + 8 <= len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        yield length
+        at += 12 + length
+
+
+def _blocks(content: bytes) -> Iterator[int]:
+    """Lengths of a GIF's blocks (GIF89a, sections 15 and 20 to 26) as far as its second image: then it is a film."""
+    at, images = 13 + _colours(content, 10), 0
+    while at < len(content) and images < 2 and content[at] in (_EXTENSION, _IMAGE):
+        if content[at] == _IMAGE:
+            images += 1
+            at += 11 + _colours(content, at + 9)
+        else:
+            at += 2
+        while at < len(content):
+            length = content[at]
+            yield length
+            at += 1 + length
+            if not length:
+                break
+
+
+def _colours(content: bytes, at: int) -> int:
+    """Bytes of the table of colours whose flags stand there."""
+    flags = int.from_bytes(content[at : at + 1], "big")
+    return 3 << (flags & 7) + 1 if flags & 128 else 0
+
+
+def _tags(content: bytes) -> Iterator[int]:
+    """One for each entry of the first directory of a TIFF (TIFF 6.0 section 2) or BigTIFF, found as Pillow finds it."""
     order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
     place, counted = (slice(8, 16), 8) if content[2] == ord("+") else (slice(4, 8), 2)
     at = int.from_bytes(content[place], order)
-    return int.from_bytes(content[at : at + counted], order)
+    if at >= 8:
+        yield from range(int.from_bytes(content[at : at + counted], order))
 
 
-def scans(content: bytes) -> int:
-    """Scans of the first picture in a JPEG file, counted to one more than ``MOST_SCANS``.
-
-    Walks its segments (ITU-T T.81, annex B), so that a thumbnail, a profile or a film behind the picture does not count.
-    """
-    at, found = 2, 0
-    while found <= MOST_SCANS and (marker := _MARKER.search(content, at)) is not None:
-        kind, at = marker[1][0], marker.end()
-        if kind == _END:
-            break
-        found += kind == _START_OF_SCAN
-        if kind not in _BARE:
-            at += max(2, int.from_bytes(content[at : at + 2], "big"))
-    return found
+_WALKS: dict[bytes, Callable[[bytes], Iterator[int]]] = {
+    b"\xff\xd8\xff": _segments,
+    b"\x89PNG\r\n\x1a\n": _chunks,
+    b"GIF8": _blocks,
+    **dict.fromkeys((b"II*\0", b"II\0*", b"MM*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tags),
+}
+"""by what a file of the kind begins with"""

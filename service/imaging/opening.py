@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
-from service.imaging.costs import MOST_TAGS, tags, too_much
+from service.imaging.costs import too_many_pieces, too_much
 from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
@@ -56,8 +56,9 @@ def picture_size(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
 
 
 def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
-    if tags(content) > MOST_TAGS:
-        raise UndecodablePicture(f"the TIFF has more than {MOST_TAGS} tags: save it anew")
+    costly = too_many_pieces(content)
+    if costly:
+        raise UndecodablePicture(costly)
     image = Image.open(io.BytesIO(content), formats=ACCEPTED)
     # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
     # Not ``n_frames``: that looks for the last one, past as many as there may be.
