@@ -16,9 +16,9 @@ from PIL import Image
 
 from service.imaging.av1 import coded_pixels
 
-MOST_PIECES, BYTES_A_PIECE = 1000, 200
-"""so many segments, chunks, blocks or tags a file may have, and one more for each so many bytes.  Pillow walks over them in Python, some
-microseconds each, and they can be as short as a byte; those of data have 255 bytes in a GIF and thousands elsewhere"""
+MOST_PIECES = 1000
+"""segments, chunks, blocks or tags that any file may have.  Pillow walks over them in Python, some microseconds each, and they can be as
+short as a byte; so a file may have more of them as it is longer, but no shorter ones than are made for data"""
 MOST_SCANS = 100
 """of a JPEG: each passes over all pixels, be it by thirteen bytes.  Cameras and encoders make one to some dozen"""
 MOST_CODED, CODED_BESIDE = 4, 1 << 20
@@ -37,10 +37,11 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 
 def too_many_pieces(content: bytes) -> str | None:
     """Why a file is not to be opened; None where nothing speaks against it, or it is of a kind that is not walked over in Python."""
-    pieces = next((walk for magic, walk in _WALKS.items() if content.startswith(magic)), None)
-    most = MOST_PIECES + len(content) // BYTES_A_PIECE
-    if pieces and next(islice(pieces(content), most, None), None) is not None:
-        return f"the file is cut into more than {most:,} pieces: save it anew"
+    for magic, (pieces, bytes_each) in _WALKS.items():
+        if content.startswith(magic):
+            most = MOST_PIECES + len(content) // bytes_each
+            if next(islice(pieces(content), most, None), None) is not None:
+                return f"the file is cut into more than {most:,} pieces: save it anew"
     return None
 
 
@@ -125,10 +126,11 @@ def _tags(content: bytes) -> Iterator[int]:
         yield from range(int.from_bytes(content[at : at + counted], order))
 
 
-_WALKS: dict[bytes, Callable[[bytes], Iterator[int]]] = {
-    b"\xff\xd8\xff": _segments,
-    b"\x89PNG\r\n\x1a\n": _chunks,
-    b"GIF8": _blocks,
-    **dict.fromkeys((b"II*\0", b"II\0*", b"MM*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tags),
+_WALKS: dict[bytes, tuple[Callable[[bytes], Iterator[int]], int]] = {
+    b"\xff\xd8\xff": (_segments, 1000),
+    b"\x89PNG\r\n\x1a\n": (_chunks, 200),
+    b"GIF8": (_blocks, 60),
+    **dict.fromkeys((b"II*\0", b"II\0*", b"MM*\0", b"MM\0*", b"II+\0", b"MM\0+"), (_tags, 1000)),
 }
-"""by what a file of the kind begins with"""
+"""by what a file of the kind begins with: its pieces, and the bytes that one has at least on average, which is half of what the most
+thrifty encoders make (blocks of 126 in a GIF)"""
