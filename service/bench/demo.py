@@ -38,12 +38,13 @@ def main() -> None:
         for name in PHOTOGRAPHS:
             pixels = np.ascontiguousarray(getattr(skimage.data, name)())
             shown = _one(client, name, pixels, table)
-            console.print(f"{name}: {len(shown['sdc'][0]):,} bytes, and the rivals at that", highlight=False)
+            console.print(f"{name}: {len(shown['sdc'][0]):,} bytes, compared with the rivals", highlight=False)
             if name == SHOWN:
                 PICTURE.parent.mkdir(exist_ok=True)
                 sizes = {"original": (as_png(pixels), pixels), **shown}
                 side_by_side({name: (len(content), plane) for name, (content, plane) in sizes.items()}).save(PICTURE)
-    console.print("\n", table)
+    console.print()
+    console.print(table)
     console.print(f"side by side: {PICTURE.resolve()}", highlight=False, soft_wrap=True)
 
 
