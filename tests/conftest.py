@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import socket
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +28,19 @@ from service.settings import BUNDLED_MODEL, Settings
 Plane = npt.NDArray[np.uint8]
 
 
-def png(pixels: Plane) -> bytes:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    image.save(out, kind, **options)  # type: ignore[arg-type]
     return out.getvalue()
+
+
+def png(pixels: Plane) -> bytes:
+    return saved(Image.fromarray(pixels), "PNG", compress_level=1)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def psnr(left: np.ndarray, right: np.ndarray) -> float:

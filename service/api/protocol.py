@@ -40,7 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.url = b""
-        self._timer = self.loop.call_later(HEAD_S, self._head_late)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -62,7 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_S, self._head_late)
+            self._start_timer()
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
@@ -78,6 +78,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # -- refusals
 
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(HEAD_S, self._head_late)
+
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -86,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _head_late(self) -> None:
         self._timer = None
         if self._answering:
-            self._timer = self.loop.call_later(HEAD_S, self._head_late)  # it may be read after this reply
+            self._start_timer()  # it may be read after this reply
         elif self._head_bytes:
             self._refuse(408, f"the request's head took longer than {HEAD_S:.0f} seconds")
         else:

@@ -11,15 +11,13 @@ from PIL import Image
 from service.errors import UndecodablePicture
 from service.imaging.av1 import MOST, coded_pixels
 from service.imaging.opening import open_picture
-from tests.conftest import make_picture
+from tests.conftest import make_picture, saved
 
 LIMIT = 1 << 26
 
 
 def avif(image: Image.Image, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "AVIF", speed=10, **options)
-    return out.getvalue()
+    return saved(image, "AVIF", speed=10, **options)
 
 
 def box(kind: bytes, content: bytes, version: int | None = None) -> bytes:

@@ -12,15 +12,13 @@ from PIL import Image
 from service.errors import AnimatedPicture, UndecodablePicture
 from service.imaging.costs import LARGEST_TILE_SIDE, MOST_SCANS, scans, too_many_pieces
 from service.imaging.opening import open_picture, picture_size
-from tests.conftest import make_picture
+from tests.conftest import chunk, make_picture, saved
 
 LIMIT = 1 << 26
 
 
 def jpeg(**options: object) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(make_picture(64, 96)).save(out, "JPEG", **options)
-    return out.getvalue()
+    return saved(Image.fromarray(make_picture(64, 96)), "JPEG", **options)
 
 
 def refined(scans: int) -> bytes:
@@ -129,19 +127,9 @@ def test_grey_of_many_bits_takes_no_planes_of_floats(kind: str, dtype: type) -> 
     assert peak < 16 * samples.size, "a plane of floats alone would take 8 for each"
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def in_pieces() -> dict[str, tuple[bytes, bytes, bytes]]:
     """For each kind of piece: what stands before such pieces in a file, a piece, and what stands behind."""
-
-    def saved(kind: str) -> bytes:
-        out = io.BytesIO()
-        Image.new("RGB", (16, 16), (9, 90, 200)).save(out, kind)
-        return out.getvalue()
-
-    photo, png, gif = saved("JPEG"), saved("PNG"), saved("GIF")
+    photo, png, gif = (saved(Image.new("RGB", (16, 16), (9, 90, 200)), kind) for kind in ("JPEG", "PNG", "GIF"))
     data, table = png.index(b"IDAT") - 4, 13 + (3 << (gif[10] & 7) + 1)
     return {
         "JPEG comments": (photo[:2], b"\xff\xfe\0\2", photo[2:]),

@@ -1,4 +1,3 @@
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,16 +10,10 @@ from PIL import Image, ImageCms
 
 from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
 from service.imaging.opening import open_picture
-from tests.conftest import Plane, make_picture, png
+from tests.conftest import Plane, chunk, make_picture, png, saved
 
 LIMIT = 1 << 24
 SOURCE = make_picture(40, 60)
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)  # type: ignore[arg-type]
-    return out.getvalue()
 
 
 def colour_error(left: Plane, right: Plane) -> float:
@@ -56,9 +49,6 @@ def test_sixteen_bit_grey_is_rounded_to_eight(kind: str) -> None:
 def test_sixteen_bit_colour() -> None:
     """Written by hand, because Pillow cannot write it."""
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in SOURCE)
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -168,9 +158,8 @@ def test_truncated(kind: str) -> None:
 def test_pixels_are_counted_before_decoding() -> None:
     """A bomb: a few hundred bytes that claim 10 gigapixels."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    ihdr = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     with pytest.raises(TooManyPixels):
-        open_picture(b"\x89PNG\r\n\x1a\n" + ihdr + struct.pack(">I", 100) + b"IDAT" + bytes(100), LIMIT)
+        open_picture(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + struct.pack(">I", 100) + b"IDAT" + bytes(100), LIMIT)
 
 
 SAMPLES = {kind: saved(Image.fromarray(SOURCE), kind) for kind in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")}
@@ -206,9 +195,6 @@ def test_sixteen_bit_grey_with_a_transparent_level() -> None:
 
 def png_by_hand(depth: int, colour: int, samples: list[list[int]], transparent: list[int]) -> bytes:
     """Of samples that Pillow cannot write: 2 and 4 bits a grey sample, 16 bits a colour."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     rows = b""
     for row in samples:
