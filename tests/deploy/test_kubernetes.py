@@ -196,7 +196,7 @@ def test_weights_come_by_init_container_and_volume() -> None:
 
 def test_only_the_store_may_be_anywhere_and_the_handbook_tells_the_rest(documents: tuple[Document, ...]) -> None:
     policy = the("NetworkPolicy", documents)["spec"]
-    handbook = (KUBERNETES.parents[1] / "docs" / "OPERATIONS.md").read_text()
+    handbook = (KUBERNETES.parents[1] / "docs" / "DEPLOY.md").read_text()
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert all(rule["from"] for rule in policy["ingress"])
     assert [rule["ports"] for rule in policy["egress"] if not rule.get("to")] == [[{"port": 443, "protocol": "TCP"}]]

@@ -133,7 +133,7 @@ def test_the_command_tells_a_day(written: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("announced", "most"), [(0, 0.01), (12, 0.0)])
 def test_the_sale_of_the_document_refuses_under_one_in_a_hundred(announced: int, most: float) -> None:
-    """What was measured for docs/OPERATIONS.md, the shipped rules, the sale of its day."""
+    """What was measured for docs/DEPLOY.md, the shipped rules, the sale of its day."""
     material, shipped = read_measured(MANIFESTS.parents[1] / "docs" / "measured" / "fleet.json"), read_shipped(MANIFESTS, "cpu")
     day, begins = Day(3), 17.5 * 3600
     assert day.sale is not None
