@@ -1,10 +1,13 @@
+import gc
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
 import pytest
 
-from service.engine.lean import COMPILER, UNUSED, hidden, undecorated
+from service.engine.lean import COMPILER, UNUSED, hidden, undecorated, unmapped
+from service.process import kept
 
 LOAD_MODEL = "from service.settings import Settings; from service.loading import load_model; load_model(Settings())"
 
@@ -26,6 +29,31 @@ def test_a_service_starts_without_what_it_does_not_use_and_has_it_where_it_asks(
     loaded, result = said(script).splitlines()
     assert {*loaded.split()} & {*UNUSED, COMPILER, "sympy", "torch.distributed.tensor", "torch", "diffusers"} == {"torch", "diffusers"}
     assert result == "2.0"
+
+
+def test_the_collector_does_not_look_through_what_is_imported() -> None:
+    looked_at, left_alone = map(int, said("import service.app, gc; print(len(gc.get_objects()), gc.get_freeze_count())").split())
+    assert left_alone > 100_000 > 5 * looked_at
+
+
+def test_the_collector_is_as_it_was_afterwards() -> None:
+    try:
+        with kept():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        gc.disable()
+        with kept():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_no_package_is_mapped_while_nobody_needs_it() -> None:
+    known = importlib.metadata.packages_distributions
+    with unmapped():
+        assert importlib.metadata.packages_distributions() == {}
+    assert importlib.metadata.packages_distributions is known
 
 
 @pytest.mark.parametrize("module", ["service.cli", "service.api.access", "service.api.variants", "service.checkpoints.installed"])
