@@ -1,6 +1,7 @@
 """How many pixels the frames of an AVIF file have, whatever it says of the picture: so many are decoded and kept in memory.
 
-    file: boxes (ISO/IEC 14496-12) -> meta: items and where their bytes lie -> units of AV1, sequence headers among them -> width x height
+    file: boxes (ISO/IEC 14496-12) -> meta: items and where their bytes lie -> units of AV1 -> sequence headers: width x height
+                                                                                            -> frames' headers: a size of their own?
 
 A file of two kilobytes may call itself 64x64 and hold a frame of 16,384x16,384.  Reads no pixel.
 """
@@ -14,9 +15,12 @@ from itertools import islice
 MOST = 1000
 """boxes of one box, items, units of AV1 in a file: a picture has a dozen, and what is looked at must have an end"""
 LONGEST_HEADER = 512
-"""bytes of a sequence header that are looked at; it has a dozen, and four hundred at most"""
-_SEQUENCE_HEADER = 1
-"""kind of unit, AV1 specification 6.2.2"""
+"""bytes of a header that are looked at; a sequence's has a dozen, and four hundred at most"""
+_SEQUENCE_HEADER, _FRAMES = 1, (3, 6, 7)
+"""kinds of units, AV1 specification 6.2.2; of those that begin with a frame's header, the last repeats one"""
+_KEY_FRAME, _SWITCH_FRAME = 0, 3
+_EACH_FRAME_SAYS = 2
+"""of what a sequence header may say for all frames: SELECT_SCREEN_CONTENT_TOOLS and SELECT_INTEGER_MV, section 3"""
 
 
 class _Bits:
@@ -57,17 +61,41 @@ class _Bytes:
 
 
 def coded_pixels(content: bytes) -> int | None:
-    """Pixels of all frames of an AVIF file together, by their sequence headers; None for one that cannot be told, or is a film."""
+    """Pixels of all frames of an AVIF file together; None for one that cannot be told, or is a film.
+
+    They are those that sequence headers announce.  A frame that brings a size of its own counts as the largest that it could bring.
+    """
     try:
         boxes = _boxes_once(content, b"meta", b"moov")
         if b"moov" in boxes:
             return None
         meta = _boxes_once(boxes[b"meta"][4:], b"iinf", b"iloc", b"idat")
-        units = islice((unit for item in _items(meta, content) for unit in _units(item)), MOST + 1)
-        looked_at = [_pixels(_Bits(unit[:LONGEST_HEADER])) if kind == _SEQUENCE_HEADER else 0 for kind, unit in units]
-        return sum(looked_at) if len(looked_at) <= MOST else None
+        room = MOST
+        pixels = 0
+        for item in _items(meta, content):
+            units = list(islice(_units(item), room + 1))
+            room -= len(units)
+            if room < 0:
+                return None
+            pixels += _pixels(units)
+        return pixels
     except (ValueError, KeyError, IndexError):
         return None
+
+
+def _pixels(units: list[tuple[int, bytes]]) -> int:
+    """Of the frames of one item; raises ValueError for one that stands before the sequence header, which each item must have."""
+    pixels, sequence = 0, None
+    for kind, unit in units:
+        bits = _Bits(unit[:LONGEST_HEADER])
+        if kind == _SEQUENCE_HEADER:
+            sequence = _read_sequence(bits)
+            pixels += sequence.pixels
+        elif kind in _FRAMES:
+            if sequence is None:
+                raise ValueError("a frame of an unknown sequence")
+            pixels += _has_own_size(sequence, bits) << sequence.size_bits
+    return pixels
 
 
 def _boxes_once(content: bytes, *kinds: bytes) -> dict[bytes, bytes]:
@@ -156,28 +184,55 @@ def _units(item: bytes) -> Iterator[tuple[int, bytes]]:
         at += size
 
 
-def _pixels(bits: _Bits) -> int:
-    """Of the largest frame that a sequence header (section 5.5.1) announces."""
+@dataclass
+class _Sequence:
+    """What a sequence header (section 5.5.1) says of its frames, as far as it takes to know how large they are."""
+
+    pixels: int
+    size_bits: int = 0
+    """of a frame's own width and height together"""
+    frames_are_told: bool = False
+    """whether frames' headers are whole; those of a still picture have no size of their own"""
+    time_bits: int = 0
+    id_bits: int = 0
+    screen_tools: int = 0
+    whole_vectors: int = 0
+
+
+def _read_sequence(bits: _Bits) -> _Sequence:
     bits.take(4)
-    if bits.take(1):  # a still picture, its header reduced
+    reduced = bits.take(1)  # a still picture
+    time_bits = 0
+    if reduced:
         bits.take(5)
     else:
-        _skip_to_size(bits)
+        time_bits = _skip_to_size(bits)
     width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-    return (bits.take(width_bits) + 1) * (bits.take(height_bits) + 1)
+    pixels = (bits.take(width_bits) + 1) * (bits.take(height_bits) + 1)
+    if reduced:
+        return _Sequence(pixels)
+    id_bits = bits.take(4) + bits.take(3) + 3 if bits.take(1) else 0
+    bits.take(7)
+    if bits.take(1):  # order hints
+        bits.take(2)
+    screen_tools = _EACH_FRAME_SAYS if bits.take(1) else bits.take(1)
+    whole_vectors = _EACH_FRAME_SAYS if not screen_tools or bits.take(1) else bits.take(1)
+    return _Sequence(pixels, width_bits + height_bits, True, time_bits, id_bits, screen_tools, whole_vectors)
 
 
-def _skip_to_size(bits: _Bits) -> None:
-    """What only films need: clocks, operating points, buffers."""
-    modelled, delay_bits = 0, 0
+def _skip_to_size(bits: _Bits) -> int:
+    """What only films need: clocks, operating points, buffers.  Returns the bits of a frame's time of presentation."""
+    modelled, even, delay_bits, time_bits = 0, 0, 0, 0
     if bits.take(1):
         bits.take(64)
-        if bits.take(1):
+        even = bits.take(1)
+        if even:
             bits.take_variable()
         modelled = bits.take(1)
         if modelled:
             delay_bits = bits.take(5) + 1
-            bits.take(42)
+            bits.take(37)
+            time_bits = bits.take(5) + 1
     delayed = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)
@@ -187,3 +242,22 @@ def _skip_to_size(bits: _Bits) -> None:
             bits.take(2 * delay_bits + 1)
         if delayed and bits.take(1):
             bits.take(4)
+    return 0 if even else time_bits
+
+
+def _has_own_size(sequence: _Sequence, bits: _Bits) -> bool:
+    """Whether a frame's header (section 5.9.2) overrides the size that the sequence header says."""
+    if not sequence.frames_are_told or bits.take(1):  # the latter shows a frame that was there
+        return False
+    kind, shown = bits.take(2), bits.take(1)
+    bits.take(sequence.time_bits if shown else 1)
+    if kind == _SWITCH_FRAME:
+        return True
+    if not (kind == _KEY_FRAME and shown):
+        bits.take(1)
+    bits.take(1)
+    tools = bits.take(1) if sequence.screen_tools == _EACH_FRAME_SAYS else sequence.screen_tools
+    if tools and sequence.whole_vectors == _EACH_FRAME_SAYS:
+        bits.take(1)
+    bits.take(sequence.id_bits)
+    return bool(bits.take(1))

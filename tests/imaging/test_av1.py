@@ -1,6 +1,7 @@
 import io
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,24 +72,82 @@ def test_a_film_is_not_told() -> None:
     assert coded_pixels(out.getvalue()) is None
 
 
-def header(width: int, height: int) -> bytes:
-    """A sequence header (5.5.1) that is not reduced: with clocks, a model of the decoder, and two operating points."""
-    fields = [(0, 3), (0, 1), (0, 1)]
-    fields += [(1, 1), (1, 32), (30, 32), (1, 1), (0b00110, 5)]  # timing; ticks for each picture: uvlc of 5
-    fields += [(1, 1), (9, 5), (1, 32), (3, 5), (4, 5)]  # the model: delays of ten bits
-    fields += [(1, 1), (1, 5)]  # display delays; two operating points
-    fields += [(0, 12), (9, 5), (1, 1), (1, 1), (7, 10), (7, 10), (0, 1), (1, 1), (3, 4)]
-    fields += [(0, 12), (3, 5), (0, 1), (0, 1)]
-    fields += [(15, 4), (15, 4), (width - 1, 16), (height - 1, 16), (0, 8)]
-    bits = "".join(format(value, f"0{count}b") for value, count in fields)
+def packed(fields: list[tuple[int, int]]) -> bytes:
+    """Numbers of so many bits, one behind the other."""
+    bits = "".join(format(value, f"0{count}b") for value, count in fields if count)
     return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
 
 
+def header(width: int, height: int, even: int = 1, ids: int = 0, tools: int = 2) -> bytes:
+    """A sequence header (5.5.1) that is not reduced: with clocks, a model of the decoder, and two operating points."""
+    fields = [(0, 3), (0, 1), (0, 1)]
+    fields += [(1, 1), (1, 32), (30, 32), (even, 1), (0b00110, 5 * even)]  # timing; ticks for each picture: uvlc of 5
+    fields += [(1, 1), (9, 5), (1, 32), (3, 5), (4, 5)]  # the model: delays of ten bits, times of presentation of five
+    fields += [(1, 1), (1, 5)]  # display delays; two operating points
+    fields += [(0, 12), (9, 5), (1, 1), (1, 1), (7, 10), (7, 10), (0, 1), (1, 1), (3, 4)]
+    fields += [(0, 12), (3, 5), (0, 1), (0, 1)]
+    fields += [(15, 4), (14, 4), (width - 1, 16), (height - 1, 15)]
+    fields += [(ids, 1), (3, 4 * ids), (2, 3 * ids)]  # numbers of eight bits
+    fields += [(0, 7), (1, 1), (0, 2)]  # order hints
+    fields += [(1, 1), (1, 1)] if tools == 2 else [(0, 1), (tools, 1), *([(0, 1), (1, 1)] if tools else [])]
+    return packed([*fields, (0, 8)])
+
+
+def item_of(*units: tuple[int, bytes]) -> bytes:
+    """An AVIF of one item of these units, each with its kind, in ``idat``."""
+    item = b"".join(bytes([kind << 3 | 2, len(unit)]) + unit for kind, unit in units)
+    location = struct.pack(">BBHHHHHI", 0x04, 0, 1, 1, 1, 0, 1, len(item))  # a length of four bytes and no offset
+    return file_of(location, [entry(1)], box(b"idat", item), version=1)
+
+
 def test_the_header_of_a_film_in_a_picture() -> None:
-    unit = bytes([1 << 3 | 2, len(header(4000, 3000))]) + header(4000, 3000)
-    location = struct.pack(">BBHHHHHI", 0x04, 0, 1, 1, 1, 0, 1, len(unit))  # a length of four bytes and no offset, in ``idat``
-    assert coded_pixels(file_of(location, [entry(1)], box(b"idat", unit), version=1)) == 12_000_000
-    assert coded_pixels(file_of(location, [entry(1, b"Exif")], box(b"idat", unit), version=1)) == 0, "what is no AV1 is not decoded"
+    assert coded_pixels(item_of((1, header(4000, 3000)))) == 12_000_000
+    assert coded_pixels(item_of((1, header(4000, 3000))).replace(b"av01", b"Exif")) == 0, "what is no AV1 is not decoded"
+
+
+KEY, INTER, SWITCH = 0, 1, 3
+
+
+@pytest.mark.parametrize("unit", [3, 6, 7])
+@pytest.mark.parametrize(
+    ("sequence", "before"),
+    [
+        ({}, [(KEY, 2), (1, 1), (0, 1), (0, 1)]),
+        ({}, [(KEY, 2), (1, 1), (0, 1), (1, 1), (0, 1)]),  # tools for screens, and so a word on vectors
+        ({}, [(KEY, 2), (0, 1), (1, 1), (1, 1), (0, 1), (0, 1)]),  # not shown
+        ({}, [(INTER, 2), (1, 1), (1, 1), (0, 1), (0, 1)]),
+        ({"even": 0}, [(KEY, 2), (1, 1), (31, 5), (0, 1), (0, 1)]),
+        ({"even": 0}, [(INTER, 2), (0, 1), (1, 1), (1, 1), (0, 1), (0, 1)]),
+        ({"ids": 1}, [(KEY, 2), (1, 1), (0, 1), (0, 1), (255, 8)]),
+        ({"tools": 1}, [(KEY, 2), (1, 1), (0, 1)]),
+        ({"tools": 0}, [(KEY, 2), (1, 1), (0, 1)]),
+    ],
+)
+def test_a_frame_with_a_size_of_its_own_counts_as_the_largest_it_could_have(
+    sequence: dict[str, int], before: list[tuple[int, int]], unit: int
+) -> None:
+    told = (1, header(40, 30, **sequence))
+    for own in (0, 1):
+        frame = packed([(0, 1), *before, (own, 1), (1 - own, 1), (own, 1), (0, 30)])
+        assert coded_pixels(item_of(told, (unit, frame))) == 1200 + (own << 31)
+
+
+def test_frames_that_say_nothing_of_their_size() -> None:
+    told = (1, header(40, 30))
+    assert coded_pixels(item_of(told, (3, packed([(1, 1), (7, 3)])))) == 1200, "one that was there is shown again"
+    assert coded_pixels(item_of(told, (3, packed([(0, 1), (SWITCH, 2), (1, 1)])))) == 1200 + (1 << 31), "one that may always be smaller"
+    assert coded_pixels(item_of(told, (3, b""))) is None
+    assert coded_pixels(item_of((3, b"\x10" * 9), told)) is None, "nobody has said how large frames are"
+
+
+def test_a_small_picture_in_the_frame_of_a_large_one() -> None:
+    """A kilobyte made of Pillow's AVIF of 4000x4000: its sequence header says 64x64 and its frame otherwise, and Pillow takes it."""
+    content = (Path(__file__).parents[1] / "data" / "frame-of-4000.avif").read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        assert image.size == (64, 64)
+    with pytest.raises(UndecodablePicture, match="frames of 4,294,971,392 pixels, for a picture of 64x64"):
+        open_picture(content, LIMIT)
 
 
 @pytest.mark.parametrize(
