@@ -5,11 +5,13 @@ puts with 501.
 """
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import httpx
@@ -100,9 +102,24 @@ class S3:
         client.close()
 
 
+class OneByOne(ThreadedMotoServer):
+    """moto looks whether an object is there and stores it, in two steps: of two conditional puts at the same moment both could win."""
+
+    def start(self) -> None:
+        super().start()
+        server: Any = self._server
+        answer, turn = server.app, threading.Lock()
+
+        def one_by_one(environ: Any, start_response: Any) -> Any:
+            with turn:
+                return answer(environ, start_response)
+
+        server.app = one_by_one
+
+
 @contextmanager
 def moto(port: int = 0) -> Iterator[S3]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server = OneByOne(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     try:
         _, port = server.get_host_and_port()

@@ -11,7 +11,7 @@ from service.bench.serving import serving
 
 CONFIGURATION = Path(__file__).parents[1] / "data" / "schemathesis.toml"
 KEY = "a key with every scope"
-EXAMPLES = 100
+EXAMPLES = 50
 
 
 def test_schemathesis_finds_nothing(small_model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import boto3
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from service.app import create_app
@@ -22,11 +21,12 @@ from service.cli import app
 from service.errors import NotFound, StoreUnavailable
 from service.settings import Settings
 from tests.bulk.conftest import fill
+from tests.stores import OneByOne
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = OneByOne(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
     environment = {

@@ -38,8 +38,7 @@ def test_worse_pictures_measure_worse(photo: Plane) -> None:
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rival_gets_the_lowest_quality_with_at_least_our_bytes(name: str, photo: Plane) -> None:
-    encode = RIVALS[name]
-    size = 6000
+    encode, size, photo = RIVALS[name], 2500, np.ascontiguousarray(photo[60:310, 100:350])
     content, shown = at_least(encode, photo, size)
     assert len(content) >= size
     assert shown.shape == photo.shape
