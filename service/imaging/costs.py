@@ -1,6 +1,6 @@
 """What reading a picture would cost beyond its pixels, told from its bytes before anything of it is decoded.
 
-    any bytes -> too_many_pieces -> opened by Pillow, header only -> too_much -> decoded
+    any bytes -> require_few_pieces -> opened by Pillow, header only -> require_cheap -> decoded
 
 A header that promises few pixels can stand before hours of work or gigabytes of memory, and decoders have no limits of their own.
 """
@@ -14,6 +14,7 @@ from typing import Literal
 
 from PIL import Image
 
+from service.errors import UndecodablePicture
 from service.imaging.av1 import coded_pixels
 
 MOST_PIECES = 1000
@@ -35,35 +36,35 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 """of a GIF"""
 
 
-def too_many_pieces(content: bytes) -> str | None:
-    """Why a file is not to be opened; None where nothing speaks against it, or it is of a kind that is not walked over in Python."""
+def require_few_pieces(content: bytes) -> None:
+    """Raise UndecodablePicture for a file of too many pieces, if it is of a kind that Pillow walks over in Python."""
     for magic, (pieces, bytes_each) in _WALKS.items():
         if content.startswith(magic):
             most = MOST_PIECES + len(content) // bytes_each
             if next(islice(pieces(content), most, None), None) is not None:
-                return f"the file is cut into more than {most:,} pieces: save it anew"
-    return None
+                raise UndecodablePicture(f"the file is cut into more than {most:,} pieces: save it anew")
 
 
-def too_much(image: Image.Image, content: bytes) -> str | None:
-    """Why a picture is not to be decoded; None where nothing speaks against it.
+def require_cheap(image: Image.Image, content: bytes) -> None:
+    """Raise UndecodablePicture where decoding would take far more than the picture's pixels do.
 
     Args:
         image: opened and not loaded.
         content: what it was opened from.
     """
     if image.format in ("JPEG", "MPO") and scans(content) > MOST_SCANS:
-        return f"the JPEG has more than {MOST_SCANS} scans: save it anew"
+        raise UndecodablePicture(f"the JPEG has more than {MOST_SCANS} scans: save it anew")
     if image.format == "AVIF":
         coded, most = coded_pixels(content), MOST_CODED * image.width * image.height + CODED_BESIDE
         if coded is None or coded > most:
             frames = "frames of a size that cannot be told" if coded is None else f"frames of {coded:,} pixels"
-            return f"the AVIF has {frames}, for a picture of {image.width}x{image.height}: save it anew"
+            raise UndecodablePicture(f"the AVIF has {frames}, for a picture of {image.width}x{image.height}: save it anew")
     if image.format == "TIFF":
         tile = max(int(image.tag_v2.get(tag, 0)) for tag in (_TILE_WIDTH, _TILE_LENGTH))  # type: ignore[attr-defined]
         if tile > max(LARGEST_TILE_SIDE, *(side + 15 for side in image.size)):  # tiles are multiples of 16
-            return f"the TIFF has tiles of {tile} pixels a side, for a picture of {image.width}x{image.height}: save it anew"
-    return None
+            raise UndecodablePicture(
+                f"the TIFF has tiles of {tile} pixels a side, for a picture of {image.width}x{image.height}: save it anew"
+            )
 
 
 def scans(content: bytes) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from service.errors import AnimatedPicture, SdcError, TooManyPixels, UndecodablePicture, UnsupportedInput
-from service.imaging.costs import too_many_pieces, too_much
+from service.imaging.costs import require_cheap, require_few_pieces
 from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 ACCEPTED = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
@@ -56,9 +56,7 @@ def picture_size(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
 
 
 def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
-    costly = too_many_pieces(content)
-    if costly:
-        raise UndecodablePicture(costly)
+    require_few_pieces(content)
     image = Image.open(io.BytesIO(content), formats=ACCEPTED)
     # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
     # Not ``n_frames``: that looks for the last one, past as many as there may be.
@@ -68,9 +66,7 @@ def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
         raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted", max_pixels)
     if max(image.size) > max_side:
         raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
-    costly = too_much(image, content)
-    if costly:
-        raise UndecodablePicture(costly)
+    require_cheap(image, content)
     return image
 
 
