@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
@@ -49,6 +50,8 @@ def kept() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        if "triton" in sys.modules:
+            atexit.register(gc.unfreeze)  # it complains, in thirty lines, of what is not taken apart at the end
         if collecting:
             gc.enable()
 
