@@ -1,7 +1,7 @@
 """Every error a caller can meet, one small tree.
 
 Raised where it is understood, turned into replies in one place (``service.api.problems``) and into exit codes in another
-(``service.cli``).  ``kind`` is the stable name that API clients match on.  Knows nothing of HTTP status codes.
+(``service.commands.terminal``).  ``kind`` is the stable name that API clients match on.  Knows nothing of HTTP status codes.
 """
 
 from __future__ import annotations
