@@ -63,7 +63,8 @@ class _Bytes:
 def coded_pixels(content: bytes) -> int | None:
     """Pixels of all frames of an AVIF file together; None for one that cannot be told, or is a film.
 
-    They are those that sequence headers announce.  A frame that brings a size of its own counts as the largest that it could bring.
+    They are those that sequence headers announce, and those of frames that bring a size of their own; of some it takes too long to find,
+    and the largest that it could be counts.
     """
     try:
         boxes = _boxes_once(content, b"meta", b"moov")
@@ -94,7 +95,7 @@ def _pixels(units: list[tuple[int, bytes]]) -> int:
         elif kind in _FRAMES:
             if sequence is None:
                 raise ValueError("a frame of an unknown sequence")
-            pixels += _has_own_size(sequence, bits) << sequence.size_bits
+            pixels += _own_pixels(sequence, bits)
     return pixels
 
 
@@ -189,12 +190,16 @@ class _Sequence:
     """What a sequence header (section 5.5.1) says of its frames, as far as it takes to know how large they are."""
 
     pixels: int
-    size_bits: int = 0
-    """of a frame's own width and height together"""
+    width_bits: int = 0
+    height_bits: int = 0
+    """of a frame's own size"""
     frames_are_told: bool = False
     """whether frames' headers are whole; those of a still picture have no size of their own"""
+    modelled: bool = False
+    """whether there is a model of the decoder, of which frames have a word too"""
     time_bits: int = 0
     id_bits: int = 0
+    order_bits: int = 0
     screen_tools: int = 0
     whole_vectors: int = 0
 
@@ -202,62 +207,78 @@ class _Sequence:
 def _read_sequence(bits: _Bits) -> _Sequence:
     bits.take(4)
     reduced = bits.take(1)  # a still picture
-    time_bits = 0
+    found = _Sequence(0)
     if reduced:
         bits.take(5)
     else:
-        time_bits = _skip_to_size(bits)
-    width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-    pixels = (bits.take(width_bits) + 1) * (bits.take(height_bits) + 1)
+        _read_to_size(bits, found)
+    found.width_bits, found.height_bits = bits.take(4) + 1, bits.take(4) + 1
+    found.pixels = _size(found, bits)
     if reduced:
-        return _Sequence(pixels)
-    id_bits = bits.take(4) + bits.take(3) + 3 if bits.take(1) else 0
+        return found
+    found.frames_are_told = True
+    found.id_bits = bits.take(4) + bits.take(3) + 3 if bits.take(1) else 0
     bits.take(7)
-    if bits.take(1):  # order hints
-        bits.take(2)
-    screen_tools = _EACH_FRAME_SAYS if bits.take(1) else bits.take(1)
-    whole_vectors = _EACH_FRAME_SAYS if not screen_tools or bits.take(1) else bits.take(1)
-    return _Sequence(pixels, width_bits + height_bits, True, time_bits, id_bits, screen_tools, whole_vectors)
+    ordered = bits.take(1)
+    bits.take(2 * ordered)
+    found.screen_tools = _EACH_FRAME_SAYS if bits.take(1) else bits.take(1)
+    found.whole_vectors = _EACH_FRAME_SAYS if not found.screen_tools or bits.take(1) else bits.take(1)
+    found.order_bits = bits.take(3) + 1 if ordered else 0
+    return found
 
 
-def _skip_to_size(bits: _Bits) -> int:
-    """What only films need: clocks, operating points, buffers.  Returns the bits of a frame's time of presentation."""
-    modelled, even, delay_bits, time_bits = 0, 0, 0, 0
+def _size(sequence: _Sequence, bits: _Bits) -> int:
+    return (bits.take(sequence.width_bits) + 1) * (bits.take(sequence.height_bits) + 1)
+
+
+def _read_to_size(bits: _Bits, sequence: _Sequence) -> None:
+    """What only films need: clocks, operating points, buffers."""
+    delay_bits = 0
     if bits.take(1):
         bits.take(64)
         even = bits.take(1)
         if even:
             bits.take_variable()
-        modelled = bits.take(1)
-        if modelled:
+        sequence.modelled = bool(bits.take(1))
+        if sequence.modelled:
             delay_bits = bits.take(5) + 1
             bits.take(37)
             time_bits = bits.take(5) + 1
+            sequence.time_bits = 0 if even else time_bits
     delayed = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)
         if bits.take(5) > 7:
             bits.take(1)
-        if modelled and bits.take(1):
+        if sequence.modelled and bits.take(1):
             bits.take(2 * delay_bits + 1)
         if delayed and bits.take(1):
             bits.take(4)
-    return 0 if even else time_bits
 
 
-def _has_own_size(sequence: _Sequence, bits: _Bits) -> bool:
-    """Whether a frame's header (section 5.9.2) overrides the size that the sequence header says."""
+def _own_pixels(sequence: _Sequence, bits: _Bits) -> int:
+    """Of a frame whose header (section 5.9.2) overrides the size that the sequence header says; else 0.
+
+    Read where nothing but an order stands before the size; of other frames the largest that it could be.
+    """
+    largest = 1 << (sequence.width_bits + sequence.height_bits)
     if not sequence.frames_are_told or bits.take(1):  # the latter shows a frame that was there
-        return False
+        return 0
     kind, shown = bits.take(2), bits.take(1)
     bits.take(sequence.time_bits if shown else 1)
     if kind == _SWITCH_FRAME:
-        return True
-    if not (kind == _KEY_FRAME and shown):
+        return largest
+    first = kind == _KEY_FRAME and shown
+    if not first:
         bits.take(1)
     bits.take(1)
     tools = bits.take(1) if sequence.screen_tools == _EACH_FRAME_SAYS else sequence.screen_tools
     if tools and sequence.whole_vectors == _EACH_FRAME_SAYS:
         bits.take(1)
     bits.take(sequence.id_bits)
-    return bool(bits.take(1))
+    if not bits.take(1):
+        return 0
+    if not first or sequence.modelled:
+        return largest
+    bits.take(sequence.order_bits)
+    return _size(sequence, bits)

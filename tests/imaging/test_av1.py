@@ -78,19 +78,19 @@ def packed(fields: list[tuple[int, int]]) -> bytes:
     return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
 
 
-def header(width: int, height: int, even: int = 1, ids: int = 0, tools: int = 2) -> bytes:
+def header(width: int, height: int, even: int = 1, ids: int = 0, tools: int = 2, model: int = 1) -> bytes:
     """A sequence header (5.5.1) that is not reduced: with clocks, a model of the decoder, and two operating points."""
     fields = [(0, 3), (0, 1), (0, 1)]
     fields += [(1, 1), (1, 32), (30, 32), (even, 1), (0b00110, 5 * even)]  # timing; ticks for each picture: uvlc of 5
-    fields += [(1, 1), (9, 5), (1, 32), (3, 5), (4, 5)]  # the model: delays of ten bits, times of presentation of five
+    fields += [(model, 1), (9, 5 * model), (1, 32 * model), (3, 5 * model), (4, 5 * model)]  # delays of ten bits, times of five
     fields += [(1, 1), (1, 5)]  # display delays; two operating points
-    fields += [(0, 12), (9, 5), (1, 1), (1, 1), (7, 10), (7, 10), (0, 1), (1, 1), (3, 4)]
-    fields += [(0, 12), (3, 5), (0, 1), (0, 1)]
+    fields += [(0, 12), (9, 5), (1, 1), (1, model), (7, 10 * model), (7, 10 * model), (0, model), (1, 1), (3, 4)]
+    fields += [(0, 12), (3, 5), (0, model), (0, 1)]
     fields += [(15, 4), (14, 4), (width - 1, 16), (height - 1, 15)]
     fields += [(ids, 1), (3, 4 * ids), (2, 3 * ids)]  # numbers of eight bits
     fields += [(0, 7), (1, 1), (0, 2)]  # order hints
     fields += [(1, 1), (1, 1)] if tools == 2 else [(0, 1), (tools, 1), *([(0, 1), (1, 1)] if tools else [])]
-    return packed([*fields, (0, 8)])
+    return packed([*fields, (6, 3), (0, 8)])  # orders of seven bits
 
 
 def item_of(*units: tuple[int, bytes]) -> bytes:
@@ -132,6 +132,12 @@ def test_a_frame_with_a_size_of_its_own_counts_as_the_largest_it_could_have(
         assert coded_pixels(item_of(told, (unit, frame))) == 1200 + (own << 31)
 
 
+def test_a_key_frame_with_a_size_of_its_own_has_that() -> None:
+    told = (1, header(40, 30, model=0))
+    frame = packed([(0, 1), (KEY, 2), (1, 1), (0, 1), (0, 1), (1, 1), (5, 7), (699, 16), (499, 15)])
+    assert coded_pixels(item_of(told, (6, frame))) == 1200 + 700 * 500
+
+
 def test_frames_that_say_nothing_of_their_size() -> None:
     told = (1, header(40, 30))
     assert coded_pixels(item_of(told, (3, packed([(1, 1), (7, 3)])))) == 1200, "one that was there is shown again"
@@ -146,7 +152,7 @@ def test_a_small_picture_in_the_frame_of_a_large_one() -> None:
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         assert image.size == (64, 64)
-    with pytest.raises(UndecodablePicture, match="frames of 4,294,971,392 pixels, for a picture of 64x64"):
+    with pytest.raises(UndecodablePicture, match="frames of 16,004,096 pixels, for a picture of 64x64"):
         open_picture(content, LIMIT)
 
 
