@@ -48,12 +48,13 @@ def undecorated(module: str, *decorators: str) -> Iterator[None]:
 @contextmanager
 def unmapped() -> Iterator[None]:
     """In the block, no package is known to come from any distribution."""
-    known = importlib.metadata.packages_distributions
-    setattr(importlib.metadata, known.__name__, dict)
+    name = "packages_distributions"
+    known = getattr(importlib.metadata, name)
+    setattr(importlib.metadata, name, dict)
     try:
         yield
     finally:
-        setattr(importlib.metadata, known.__name__, known)
+        setattr(importlib.metadata, name, known)
 
 
 def _as_it_is(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:

@@ -189,7 +189,7 @@ def _units(item: bytes) -> Iterator[tuple[int, bytes]]:
 class _Sequence:
     """What a sequence header (section 5.5.1) says of its frames, as far as it takes to know how large they are."""
 
-    pixels: int
+    pixels: int = 0
     width_bits: int = 0
     height_bits: int = 0
     """of a frame's own size"""
@@ -206,17 +206,15 @@ class _Sequence:
 
 def _read_sequence(bits: _Bits) -> _Sequence:
     bits.take(4)
-    reduced = bits.take(1)  # a still picture
-    found = _Sequence(0)
-    if reduced:
-        bits.take(5)
-    else:
+    found = _Sequence(frames_are_told=not bits.take(1))
+    if found.frames_are_told:
         _read_to_size(bits, found)
+    else:
+        bits.take(5)
     found.width_bits, found.height_bits = bits.take(4) + 1, bits.take(4) + 1
     found.pixels = _size(found, bits)
-    if reduced:
+    if not found.frames_are_told:
         return found
-    found.frames_are_told = True
     found.id_bits = bits.take(4) + bits.take(3) + 3 if bits.take(1) else 0
     bits.take(7)
     ordered = bits.take(1)

@@ -75,7 +75,7 @@ def test_what_a_gpu_is_asked(small: None, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu, "BATCHES", (1, 2))
     monkeypatch.setattr(gpu, "REPEATS", 4)
     monkeypatch.setattr(gpu, "SERVICE_PICTURES", 6)
-    monkeypatch.setattr(gpu, "PROCESSES", (2,))
+    monkeypatch.setattr(gpu, "PROCESSES", (1, 2))
     out = Console(file=io.StringIO(), width=200)
     gpu.main(Settings(device="cpu", dtype="float32"), gpu.Terms((64, 128), folder=tmp_path / "gpu"), out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def test_what_a_gpu_is_asked(small: None, tmp_path: Path, monkeypatch: pytest.Mo
     ways = [figure["way"].partition(" (")[0] for figure in figures if figure.get("side") == 64 and figure.get("operation") == "decode"]
     assert ways[:3] == ["as launched", "replayed", "replayed, the best batch"] and set(ways[3:]) == {"compiled"}
     served = [(figure["operation"], figure["processes"]) for figure in figures if "of_bare" in figure]
-    assert served == [("service compress", 2), ("service render", 2)]
+    assert served == [(f"service {journey}", processes) for processes in (1, 2) for journey in ("compress", "render")]
     assert any(figure.get("side") == 128 for figure in figures)
     assert not torch.backends.cudnn.benchmark
 

@@ -21,28 +21,22 @@ from service.cli import app
 from service.errors import NotFound, StoreUnavailable
 from service.settings import Settings
 from tests.bulk.conftest import fill
-from tests.stores import OneByOne
+from tests.stores import REGION, moto
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = OneByOne(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": address, "AWS_ENDPOINT": address, "AWS_ALLOW_HTTP": "true",
-    }  # fmt: skip
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
     for name in [each for each in os.environ if each.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
-    httpx.post(f"{address}/moto-api/reset").raise_for_status()  # it keeps its buckets from one server to the next
-    client = boto3.client("s3", endpoint_url=address)
-    for bucket in ("photos", "store"):
-        client.create_bucket(Bucket=bucket)
-    yield client
-    server.stop()
+    with moto() as server:
+        more = {"AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT": server.endpoint, "AWS_ALLOW_HTTP": "true"}
+        for name, value in (server.environment | more).items():
+            monkeypatch.setenv(name, value)
+        httpx.post(f"{server.endpoint}/moto-api/reset").raise_for_status()  # it keeps its buckets from one server to the next
+        client = boto3.client("s3", endpoint_url=server.endpoint)
+        for bucket in ("photos", "store"):
+            client.create_bucket(Bucket=bucket)
+        yield client
 
 
 def test_from_bucket_to_bucket_and_a_service_on_it(s3: Any, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

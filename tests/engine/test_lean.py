@@ -12,9 +12,14 @@ from service.process import kept
 LOAD_MODEL = "from service.settings import Settings; from service.loading import load_model; load_model(Settings())"
 
 
+def ran(script: str) -> "subprocess.CompletedProcess[str]":
+    """By a new process."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+
+
 def said(script: str) -> str:
     """What a new process prints."""
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300).stdout
+    return ran(script).stdout
 
 
 def loaded_by(module: str) -> set[str]:
@@ -39,8 +44,7 @@ def test_the_collector_does_not_look_through_what_is_imported() -> None:
 @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "service.engine.lean"])
 def test_a_process_ends_in_peace(first: str) -> None:
     """triton, which the first imports where it is installed, looks at the end for what was not taken apart."""
-    script = f"import {first}, service.bench.gpu"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300).stderr == ""
+    assert ran(f"import {first}, service.bench.gpu").stderr == ""
 
 
 def test_the_collector_is_as_it_was_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
