@@ -22,7 +22,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup demo serve test test-system check format docs
-.PHONY: bench bench-rd bench-code bench-speed bench-load bench-origin bench-gpu bench-bulk bench-fleet clean
+.PHONY: bench bench-rd bench-code bench-scale bench-speed bench-load bench-origin bench-gpu bench-bulk bench-fleet clean
 
 help: ## print this list
 	@echo "sdc: photographs as a few kilobytes of latent, over HTTP."
@@ -77,6 +77,9 @@ bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd I
 
 bench-code: setup ## the entropy coder against its own ideal: make bench-code IMAGES=folder
 	$(BIN)/sdc bench code --images "$(IMAGES)"
+
+bench-scale: setup ## where few bytes show more of a smaller picture: make bench-scale IMAGES=folder
+	$(BIN)/sdc bench scale --images "$(IMAGES)" $(LIMIT:%=--limit %)
 
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"

@@ -88,6 +88,25 @@ class RateGuess(BaseModel):
     slope: float = Field(1.5, ge=0.5, le=3)
 
 
+class ScaleRule(BaseModel):
+    """When a picture that must fit into few bytes is coded smaller than it is: from these step indices on, by the next scale or by the one
+    after it, which are about three quarters and a half of the sides.
+
+    Both are where the measures turn, in the mean over pictures, and so the model's own: docs/measured/scaling.md says how they are found.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    three_quarters: int = Field(ge=0, le=255)
+    half: int = Field(ge=0, le=255)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ScaleRule:
+        if self.half < self.three_quarters:
+            raise ValueError("half the sides is for coarser steps than three quarters")
+        return self
+
+
 class Earlier(BaseModel):
     """A model that this one was made from by adding latent channels: all else that its files depend on is as it was."""
 
@@ -124,6 +143,7 @@ class Manifest(BaseModel):
     entropy: EntropyProfile = EntropyProfile(kind="laplace", file=None, coarsest=[])
     rate_points: RatePoints
     rate_guess: RateGuess = RateGuess.model_validate({})
+    scaling: ScaleRule | None = Field(None, description="None given: every picture is coded at its own size.")
     tiling: TilingRule = TilingRule.model_validate({})
     decoder_revision: int = Field(1, ge=1, description="Raised when the decoder alone was made anew: the same files, other pixels.")
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -29,16 +29,16 @@ from service.batching.waiting import Lane
 from service.codec import coders, container
 from service.codec.codec import Codec, Frame
 from service.codec.coders import Coders, Coding
-from service.codec.container import Blob, Tiling
+from service.codec.container import WHOLE_SCALE, Blob, Tiling, scaled
 from service.codec.methods import LATENT
 from service.codec.steps import Latent, step_size
 from service.engine.engine import Engine, Finish
 from service.engine.tiling import Mosaic, border_cells, tiles
-from service.errors import BadParameter, CorruptBlob, WrongModel
+from service.errors import BadParameter, CorruptBlob, SizeUnreachable, WrongModel
 from service.imaging.opening import open_picture, picture_size
 from service.imaging.picture import Picture, Plane
 from service.imaging.preview import Glance, glance
-from service.imaging.resizing import plan, resize
+from service.imaging.resizing import enlarge, plan, resize, shrink
 from service.imaging.writing import FORMATS, read_alpha, write_alpha, write_picture
 from service.loading import OtherModel, loaded, other_models
 from service.manifest import Manifest, Steps
@@ -227,50 +227,76 @@ class Pipeline:
             # not on the processor's threads: who is to be refused should hear it without waiting in their row
             width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
-        manifest = self.engine.manifest
-        rule = manifest.tiling
-        tiling = Tiling(rule.side, rule.margin) if width * height > rule.untiled_pixels else None
-        padded_pixels, submitted = _padded_pixels(manifest, width, height), _submitted_pixels(manifest, width, height, tiling)
-        with self.batcher.admit("encode", padded_pixels, lane, deadline, submitted) as ticket:
+        manifest, scale = self.engine.manifest, WHOLE_SCALE
+        if options.max_bytes is not None and options.method == "latent":
+            scale = self.codec.first_scale(width, height, options.max_bytes)
+        coded = scaled(width, height, scale)
+        submitted = _submitted_pixels(manifest, *coded, _tiling(manifest, *coded))
+        with self.batcher.admit("encode", _padded_pixels(manifest, width, height), lane, deadline, submitted) as ticket:
             await stages.turn(ticket)
             with stages.timed("open"):
-                picture, padded, first_look = await ticket.aside(lambda: self._open(source))
-            latent = await self._encode(padded, picture, tiling, options.method == "palette", stages, ticket)
-            with stages.timed("code"):
-                seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
-                alpha = None if picture.alpha is None else await ticket.aside(partial(write_alpha, picture.alpha), finishing=True)
-                frame = Frame(picture.width, picture.height, alpha, tiling, seed)
-                blob = await ticket.aside(lambda: self._code(latent, frame, options), finishing=True)
+                picture, padded, first_look = await ticket.aside(lambda: self._open(source, scale))
+            seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
+            blob = await self._coded(picture, padded, Frame(picture.width, picture.height, seed=seed, scale=scale), options, stages, ticket)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
 
-    def _open(self, source: bytes) -> tuple[Picture, Plane, Glance]:
-        """The picture, its pixels with what the network shall see around them, and a first look at it."""
-        picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
-        factor = self.engine.manifest.downscale
-        border = border_cells(picture.width, picture.height) * factor
-        sides = ((border, -picture.height % factor + border), (border, -picture.width % factor + border), (0, 0))
-        return picture, np.pad(picture.rgb, sides, mode="edge"), glance(picture)
+    async def _coded(self, picture: Picture, padded: Plane, frame: Frame, options: CompressOptions, stages: Stages, ticket: Ticket) -> Blob:
+        """Encode and code, and once more at a smaller scale for as long as that is better."""
+        while True:
+            frame = replace(frame, tiling=_tiling(self.engine.manifest, *frame.coded_size))
+            latent = await self._encode(padded, frame, options.method == "palette", stages, ticket)
+            with stages.timed("code"):
+                if picture.alpha is not None and frame.alpha is None:
+                    frame = replace(frame, alpha=await ticket.aside(partial(write_alpha, picture.alpha), finishing=True))
+                coded = await ticket.aside(partial(self._code, latent, frame, options), finishing=True)
+            if isinstance(coded, Blob):
+                return coded
+            frame = replace(frame, scale=coded)
+            with stages.timed("open"):
+                padded = await ticket.aside(partial(self._padded, picture, coded), finishing=True)
 
-    def _code(self, latent: Latent, frame: Frame, options: CompressOptions) -> Blob:
+    def _open(self, source: bytes, scale: int) -> tuple[Picture, Plane, Glance]:
+        """The picture, what the network shall see of it, and a first look at it."""
+        picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
+        return picture, self._padded(picture, scale), glance(picture)
+
+    def _padded(self, picture: Picture, scale: int) -> Plane:
+        """The colours of a picture at a scale, with what the network shall see around them."""
+        width, height = scaled(picture.width, picture.height, scale)
+        factor = self.engine.manifest.downscale
+        border = border_cells(width, height) * factor
+        sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
+        return np.pad(shrink(picture.rgb, width, height), sides, mode="edge")
+
+    def _code(self, latent: Latent, frame: Frame, options: CompressOptions) -> Blob | int:
+        """The blob, or the smaller scale at which the picture is better coded."""
         if options.method == "palette":
             blob: Blob = self._coding(self.codec, "encode_palette", latent, frame, options.max_bytes)
         elif options.max_bytes is not None:
-            blob = self._coding(self.codec, "encode_within", latent, frame, options.max_bytes)
+            better = self.codec.better_scale(latent, frame, options.max_bytes)
+            if better != frame.scale:
+                return better
+            try:
+                blob = self._coding(self.codec, "encode_within", latent, frame, options.max_bytes)
+            except SizeUnreachable:
+                smaller = self.codec.smaller_scale(frame)
+                if smaller == frame.scale:
+                    raise
+                return smaller
         else:
             quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
             blob = self._coding(self.codec, "encode", latent, frame, self.engine.manifest.rate_points.step_index(quality))
         return blob
 
-    async def _encode(
-        self, padded: Plane, picture: Picture, tiling: Tiling | None, sampled: bool, stages: Stages, ticket: Ticket
-    ) -> Latent:
-        factor = self.engine.manifest.downscale
+    async def _encode(self, padded: Plane, frame: Frame, sampled: bool, stages: Stages, ticket: Ticket) -> Latent:
+        factor, tiling = self.engine.manifest.downscale, frame.tiling
+        width, height = frame.coded_size
         if tiling is None:
             whole = await self._submit_encode(padded, sampled, stages, ticket)
-            border = border_cells(picture.width, picture.height)
+            border = border_cells(width, height)
             inner = slice(border, -border or None)
             return np.ascontiguousarray(whole[:, inner, inner])
-        latent = np.empty(self.codec.latent_shape(picture.width, picture.height), np.float32)
+        latent = np.empty(self.codec.latent_shape(width, height), np.float32)
         mosaic = Mosaic(latent.transpose(1, 2, 0), tiling.margin // factor // 2)
         for tile in tiles(latent.shape[1], latent.shape[2], tiling.side // factor, tiling.margin // factor):
             rows, columns = tile.rows, tile.columns
@@ -310,7 +336,8 @@ class Pipeline:
         Raises CorruptBlob, and the errors of ``Batcher.admit``.
         """
         codec = self.codec_of(blob)
-        with self.batcher.admit(VERIFY, _padded_pixels(codec.manifest, blob.width, blob.height), "bulk", deadline) as ticket:
+        seen = (blob.width, blob.height) if container.ALPHA in blob.sections else blob.coded_size
+        with self.batcher.admit(VERIFY, _padded_pixels(codec.manifest, *seen), "bulk", deadline) as ticket:
             await ticket.aside(lambda: self._coding(codec, "decode", blob))
             if container.ALPHA in blob.sections:
                 await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
@@ -345,7 +372,7 @@ class Pipeline:
                 await other.ready(deadline)
         operation = "render" if other is None else other.operation
         padded_pixels = _padded_pixels(codec.manifest, blob.width, blob.height)
-        submitted = _submitted_pixels(codec.manifest, blob.width, blob.height, blob.tiling)
+        submitted = _submitted_pixels(codec.manifest, *blob.coded_size, blob.tiling)
         return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted)
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
@@ -355,17 +382,22 @@ class Pipeline:
             latent = await ticket.aside(lambda: self._coding(codec, "decode", blob))
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
-        return Picture(await self._decode(latent, blob, steps, stages, ticket), alpha)
+        rgb = await self._decode(latent, blob, steps, stages, ticket)
+        if blob.scale != WHOLE_SCALE:
+            with stages.timed("write"):
+                rgb = await ticket.aside(partial(enlarge, rgb, blob.width, blob.height), finishing=True)
+        return Picture(rgb, alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Plane:
         factor = self.codec_of(blob).manifest.downscale
         noise = Noise(np.float32(step_size(blob.step_index)), steps, blob.method == LATENT)
+        width, height = blob.coded_size
         if blob.tiling is None:
-            cells = border_cells(blob.width, blob.height)
+            cells = border_cells(width, height)
             border = cells * factor
             surrounded = np.pad(latent, ((0, 0), (cells, cells), (cells, cells)), mode="edge")
             whole = await _submit_render(surrounded, noise, factor, stages, ticket)
-            return np.ascontiguousarray(whole[border : border + blob.height, border : border + blob.width])
+            return np.ascontiguousarray(whole[border : border + height, border : border + width])
         side, margin = blob.tiling.side, blob.tiling.margin
         canvas = np.empty((latent.shape[1] * factor, latent.shape[2] * factor, 3), np.uint8)
         mosaic = Mosaic(canvas, margin // 2)
@@ -374,7 +406,7 @@ class Pipeline:
             window = latent[:, cell.rows.window, cell.columns.window]
             piece = await _submit_render(np.ascontiguousarray(window), noise, factor, stages, ticket)
             await ticket.aside(partial(mosaic.put, tile, piece), finishing=True)
-        return np.ascontiguousarray(canvas[: blob.height, : blob.width])
+        return np.ascontiguousarray(canvas[:height, :width])
 
     # -- plumbing
 
@@ -401,6 +433,12 @@ class Pipeline:
         await self.batcher.close()
         for other in self.others.values():
             await other.close()
+
+
+def _tiling(manifest: Manifest, width: int, height: int) -> Tiling | None:
+    """How a picture that is coded at this size is cut."""
+    rule = manifest.tiling
+    return Tiling(rule.side, rule.margin) if width * height > rule.untiled_pixels else None
 
 
 def _padded_pixels(manifest: Manifest, width: int, height: int) -> int:
@@ -434,7 +472,8 @@ def _check_tiling(blob: Blob, manifest: Manifest) -> None:
     """Refuse a blob that would put more on the device at once than any that this service writes."""
     downscale, most = manifest.downscale, manifest.tiling.untiled_pixels
     if blob.tiling is None:
-        if blob.width * blob.height > most:
+        width, height = blob.coded_size
+        if width * height > most:
             raise CorruptBlob("a picture of this size must be tiled")
         return
     side, margin = blob.tiling.side, blob.tiling.margin

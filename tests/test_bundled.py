@@ -94,15 +94,17 @@ def test_a_file_of_an_earlier_version_is_refused_by_the_name_of_what_it_needs(ve
         codec.decode(blob)
 
 
-def test_a_file_of_this_version_is_rendered(photos: dict[str, Plane]) -> None:
-    """The cat of scikit-image, at quality 50."""
-    content = (Path(__file__).parent / "data" / "bundled-7.sdc").read_bytes()
+@pytest.mark.parametrize(("name", "scale", "fidelity"), [("bundled-7", 16, 30), ("bundled-7-scaled", 8, 25)])
+def test_a_file_of_this_version_is_rendered(photos: dict[str, Plane], name: str, scale: int, fidelity: float) -> None:
+    """The cat of scikit-image, at quality 50 and, coded at half its sides, in 500 bytes."""
+    content = (Path(__file__).parent / "data" / f"{name}.sdc").read_bytes()
+    assert container.parse(content, 1 << 20).scale == scale
 
     async def main() -> np.ndarray:
         async with open_pipeline(Settings(model=BUNDLED_MODEL, store_url="memory:///"), warm=False) as pipeline:
             return np.asarray(Image.open(io.BytesIO((await pipeline.render(content, RenderOptions("png"))).content)))
 
-    assert psnr(photos["chelsea"], asyncio.run(main())) > 30
+    assert psnr(photos["chelsea"], asyncio.run(main())) > fidelity
 
 
 def golden_symbols(codec: Codec) -> np.ndarray:

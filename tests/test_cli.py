@@ -53,6 +53,7 @@ def test_there_and_back_without_a_server(tmp_path: Path, photo_file: Path, photo
     assert "between 1 and 4096" in sdc("render", blob, "-o", tmp_path / "small", "--width", 0, code=1)
     described = json.loads(sdc("inspect", blob))
     assert (described["width"], described["height"], described["bytes"]) == (451, 300, blob.stat().st_size)
+    assert (described["coded_width"], described["coded_height"]) == (451, 300)
 
 
 def test_the_articles_methods(tmp_path: Path, photo_file: Path, model_of: Callable[[str], Path]) -> None:

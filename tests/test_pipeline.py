@@ -1,18 +1,22 @@
 import asyncio
+import io
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import numpy as np
 import pytest
+from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.batching.admission import Claim
 from service.codec import container
 from service.codec.coders import Coders
 from service.codec.container import ALPHA, Tiling
+from service.engine.engine import Finish
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import Picture
-from service.imaging.writing import write_picture
+from service.imaging.resizing import Box
+from service.imaging.writing import write_alpha, write_picture
 from service.manifest import TilingRule
 from service.options import CompressOptions, RenderOptions
 from service.pipeline import Pipeline, open_pipeline
@@ -124,11 +128,65 @@ def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, phot
     run(bundled_settings, scenario)
 
 
+def test_few_bytes_show_a_picture_that_was_coded_smaller(bundled_settings: Settings, photo: Plane) -> None:
+    """And better than they would show it at its own size, which nobody would want to see."""
+    alpha = 255 * np.random.default_rng(0).integers(0, 2, (30, 46), np.uint8).repeat(10, 0).repeat(10, 1)[:, : photo.shape[1]]
+    picture, room = Picture(photo, alpha), len(write_alpha(alpha))
+    source = write_picture(picture, "png")
+
+    async def scenario(pipeline: Pipeline) -> None:
+        for options in (CompressOptions(max_bytes=room + 500), CompressOptions(max_bytes=room + 500, dither=True)):
+            blob = (await pipeline.compress(source, options)).blob
+            assert blob.scale < 16
+            assert blob.coded_size[0] < blob.width == picture.width
+            assert len(container.write(blob)) <= room + 500
+            shown = await pipeline.restore(pipeline.parse(container.write(blob)), 1)
+            assert shown.rgb.shape == picture.rgb.shape
+            assert (shown.alpha == alpha).all()
+        opaque = CompressOptions(max_bytes=450)
+        scaled = await pipeline.compress(png(photo), opaque)
+        assert scaled.blob.scale < 16
+        roomy = await pipeline.compress(png(photo), CompressOptions(max_bytes=5000))
+        assert roomy.blob.scale == 16
+        pipeline.codec.manifest = pipeline.codec.manifest.model_copy(update={"scaling": None})
+        whole = await pipeline.compress(png(photo), opaque)
+        assert whole.blob.scale == 16
+        better, worse = [(await pipeline.restore(each.blob, 1)).rgb for each in (scaled, whole)]
+        assert psnr(better, photo) > psnr(worse, photo) + 1
+        small = await pipeline.render(scaled.content, RenderOptions("png", box=Box(100)))
+        assert Image.open(io.BytesIO(small.content)).width == 100
+
+    run(bundled_settings, scenario)
+
+
+def test_a_large_picture_for_few_bytes_is_not_encoded_whole_first(
+    bundled_settings: Settings, photo: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = np.ascontiguousarray(np.tile(photo, (8, 6, 1))[:2300, :2300])
+    seen: list[int] = []
+
+    async def scenario(pipeline: Pipeline) -> None:
+        begin_encode = pipeline.engine.begin_encode
+
+        def noted(planes: list[Plane], sampled: bool) -> Finish:
+            seen.extend(plane.shape[0] * plane.shape[1] for plane in planes)
+            return begin_encode(planes, sampled)
+
+        monkeypatch.setattr(pipeline.engine, "begin_encode", noted)
+        compressed = await pipeline.compress(png(big), CompressOptions(max_bytes=1500))
+        assert sum(seen) < big.shape[0] * big.shape[1] / 4
+        assert compressed.blob.tiling is None
+        shown = (await pipeline.restore(compressed.blob, 1)).rgb
+        assert shown.shape == big.shape
+
+    run(bundled_settings, scenario)
+
+
 def test_a_blob_that_asks_for_too_much_at_once_is_refused(settings: Settings) -> None:
     async def scenario(pipeline: Pipeline) -> None:
         codec = pipeline.codec
-        for width, height, tiling in ((8000, 6000, None), (8000, 6000, Tiling(4096, 0)), (8000, 6000, Tiling(1001, 8))):
-            blob = container.Blob(codec.code_identity, codec.model_identity, width, height, 0, 128, {0: bytes(9)}, tiling)
+        for scale, tiling in ((16, None), (15, None), (16, Tiling(4096, 0)), (16, Tiling(1001, 8)), (4, Tiling(4096, 0))):
+            blob = container.Blob(codec.code_identity, codec.model_identity, 8000, 6000, 0, 128, {0: bytes(9)}, tiling, scale=scale)
             with pytest.raises(CorruptBlob):
                 await pipeline.render(container.write(blob), RenderOptions("png"))
 

@@ -121,6 +121,8 @@ class Refit:
 class Export:
     unet: float
     """share of what the U-Net says that is shipped"""
+    shrink_steps: list[float]
+    """of the quantiser: from which on a picture for few bytes is better coded at three quarters of its sides, and at half of them"""
 
 
 @dataclass(frozen=True)

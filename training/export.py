@@ -34,6 +34,12 @@ def last_steps(config: Config, scale: float) -> list[int]:
     return [STEP_COUNT - 1 if math.isinf(step) else nearest_step(step / scale) for step in config.context.coarsest_steps]
 
 
+def shrinking(config: Config, scale: float) -> dict[str, int]:
+    """From which step indices on a picture is better coded smaller, as ``sdc.json`` has them."""
+    three_quarters, half = (nearest_step(step / scale) for step in config.export.shrink_steps)
+    return {"three_quarters": three_quarters, "half": half}
+
+
 @torch.no_grad()
 def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
     """Write the model folder ``out``, the decoder's last layers solved for; the model card beside it is written by hand."""
@@ -63,6 +69,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "entropy": {"kind": "context", "file": "entropy.safetensors", "coarsest": coarsest},
         "rate_points": {"quality_0": indices[-1], "quality_100": indices[0]},
         "rate_guess": fit_rate_guess(coder, latents[:GUESS_CROPS], config.data.crop**2, indices),
+        "scaling": shrinking(config, scale),
         "default_steps": 1 if progress.step else 0,
     }
     sent = coarsest_steps(Manifest.model_validate(told), tensors)

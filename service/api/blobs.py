@@ -96,10 +96,13 @@ async def blob_info(blob_id: BlobId, _: NoParameters, services: InjectedServices
     content = await services.read(blob_id)
     blob = services.pipeline.parse(content)
     facts = await services.blobs.facts(blob_id)
+    coded_width, coded_height = blob.coded_size
     details = BlobDetails(
         **services.info(blob_id, blob, len(content), facts).model_dump(),
         step=step_size(blob.step_index),
         alpha=container.ALPHA in blob.sections,
+        coded_width=coded_width,
+        coded_height=coded_height,
         tiled=blob.tiling is not None,
         sections={container.SECTION_NAMES[kind]: len(part) for kind, part in blob.sections.items()},
         tags=facts.get("tags", []),

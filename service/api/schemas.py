@@ -167,6 +167,8 @@ class BlobInfo(BaseModel):
 class BlobDetails(BlobInfo):
     step: float = Field(description="Quantiser step, in units of the normalised latent.")
     alpha: bool
+    coded_width: int = Field(description="Pixels. Less than `width` where few bytes show more of a smaller picture, enlarged.")
+    coded_height: int = Field(description="Pixels.")
     tiled: bool
     sections: dict[str, int] = Field(description="Bytes of each section.")
     tags: list[str] = Field(description="Purge tags of callers.")

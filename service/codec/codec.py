@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from service.codec import container, palette
-from service.codec.container import Blob, Tiling
+from service.codec.container import WHOLE_SCALE, Blob, Tiling, scaled
 from service.codec.entropy import EntropyCoder
 from service.codec.methods import LATENT, METHODS, PALETTE
 from service.codec.profile import load_profile
+from service.codec.scaling import first_scale, next_scale
 from service.codec.steps import (
     STEP_COUNT,
     STEPS_PER_OCTAVE,
@@ -52,6 +53,13 @@ class Frame:
     tiling: Tiling | None = None
     seed: int | None = None
     """of subtractive dither, 32 bits; None for none"""
+    scale: int = WHOLE_SCALE
+    """sixteenths of the picture's sides at which it is coded"""
+
+    @property
+    def coded_size(self) -> tuple[int, int]:
+        """Width and height in pixels of what the latent stands for."""
+        return scaled(self.width, self.height, self.scale)
 
 
 @cache
@@ -173,11 +181,11 @@ class Codec:
         predicted to fit.  Raises SizeUnreachable, with the size at the coarsest step, when even that is too large; of tiny pictures one of
         the steps before may take a few bytes less, and is not looked for.
         """
-        budget = max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
+        budget = self._budget(frame, max_bytes)
         offset = _offset(frame.seed, latent.shape)
         shape = rate_shape(latent)
         guess = self.manifest.rate_guess
-        predicted = latent.size / 8 * guess.rate * shape**guess.slope
+        predicted = self._guessed(latent, shape)
         sizes: dict[int, int] = {}
         while len(sizes) < MOST_ESTIMATES:
             index = _finest(predicted, budget)
@@ -208,11 +216,41 @@ class Codec:
             )
         return best
 
+    def first_scale(self, width: int, height: int, max_bytes: int) -> int:
+        """The scale to begin with for a picture of this size that shall have at most ``max_bytes``."""
+        return WHOLE_SCALE if self.manifest.scaling is None else first_scale(width, height, max_bytes)
+
+    def better_scale(self, latent: Latent, frame: Frame, max_bytes: int) -> int:
+        """The scale at which the picture had better be coded, to have at most ``max_bytes``: that of ``frame``, or a smaller one.
+
+        By the step that the latent is guessed to need; nothing is coded.
+        """
+        if self.manifest.scaling is None:
+            return frame.scale
+        index = _finest(self._guessed(latent, rate_shape(latent)), self._budget(frame, max_bytes))
+        return next_scale(frame.width, frame.height, frame.scale, index, self.manifest.scaling)
+
+    def smaller_scale(self, frame: Frame) -> int:
+        """The scale to go on with where no step is coarse enough; that of ``frame`` where there is none."""
+        if self.manifest.scaling is None:
+            return frame.scale
+        return next_scale(frame.width, frame.height, frame.scale, STEP_COUNT - 1, self.manifest.scaling)
+
+    def _budget(self, frame: Frame, max_bytes: int) -> int:
+        """Bytes that are left to the latent's code, at least 1."""
+        return max(1, max_bytes - len(container.write(self._blob(frame, 0, b""))))
+
+    def _guessed(self, latent: Latent, shape: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(256,) bytes of the latent's code at each step index, before any was measured."""
+        guess = self.manifest.rate_guess
+        predicted: npt.NDArray[np.float64] = latent.size / 8 * guess.rate * shape**guess.slope
+        return predicted
+
     def decode(self, blob: Blob) -> Latent:
         """Blob to dequantised latent; raises WrongModel or CorruptBlob."""
         if blob.method == PALETTE:
             self.check(blob)
-            return palette.decode(blob.sections[container.LATENT], *self.latent_shape(blob.width, blob.height)[1:])
+            return palette.decode(blob.sections[container.LATENT], *self.latent_shape(*blob.coded_size)[1:])
         symbols = self.decode_symbols(blob)
         offset = _offset(blob.seed, symbols.shape)
         if offset is not None:  # it would be all there is where nothing was sent
@@ -226,7 +264,7 @@ class Codec:
         Channels that were not sent, because of the step or because an earlier version of the model had not got them, are 0.
         """
         self.check(blob)
-        channels, *grid = self.latent_shape(blob.width, blob.height)
+        channels, *grid = self.latent_shape(*blob.coded_size)
         coder = self._coder(blob)
         symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index)
         return symbols if coder.channels == channels else np.pad(symbols, ((0, channels - coder.channels), (0, 0), (0, 0)))
@@ -249,7 +287,7 @@ class Codec:
             sections[container.ALPHA] = frame.alpha
         return Blob(
             self.code_identity, self.model_identity, frame.width, frame.height,
-            method, step_index, sections, frame.tiling, frame.seed,
+            method, step_index, sections, frame.tiling, frame.seed, frame.scale,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The ``.sdc`` container: a header, a table of sections, their bytes, a checksum.  Documented in docs/FORMAT.md.
 
-    "SDC" version | code identity | model identity | width height | method flags step | tiling? seed? | sections | payload | CRC-32
+    "SDC" version | code identity | model identity | width height | method flags step | tiling? seed? scale? | sections | payload | CRC-32
 
 All numbers little-endian; lengths and sizes are unsigned LEB128.  The parser trusts no length and allocates nothing that a claimed
 size asks for.
@@ -17,10 +17,14 @@ from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
-VERSION: Final = 3
+VERSION: Final = 4
 """the highest that is written; those before it are read"""
+SCALED_VERSION: Final = 4
+"""of a picture that was coded smaller than it is"""
+METHODS_VERSION: Final = 3
+"""of other methods than ``latent``, and of dither"""
 PLAIN_VERSION: Final = 2
-"""of a file that needs nothing newer: other methods than ``latent`` and dither came with version 3"""
+"""of a file that needs nothing newer"""
 LARGEST_SIDE: Final = 65535
 
 LATENT: Final = 0
@@ -29,7 +33,16 @@ SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha"}
 
 FLAG_TILED: Final = 1
 FLAG_DITHERED: Final = 2
-KNOWN_FLAGS: Final = FLAG_TILED | FLAG_DITHERED
+FLAG_SCALED: Final = 4
+KNOWN_FLAGS: Final = FLAG_TILED | FLAG_DITHERED | FLAG_SCALED
+
+WHOLE_SCALE: Final = 16
+"""of a picture that was coded at its own size: a scale counts sixteenths of its sides"""
+
+
+def scaled(width: int, height: int, scale: int) -> tuple[int, int]:
+    """Width and height at ``scale`` sixteenths, rounded up."""
+    return -(-width * scale // WHOLE_SCALE), -(-height * scale // WHOLE_SCALE)
 
 
 @dataclass(frozen=True)
@@ -57,26 +70,43 @@ class Blob:
     tiling: Tiling | None = None
     seed: int | None = None
     """of subtractive dither, 32 bits; None where there is none"""
+    scale: int = WHOLE_SCALE
+    """1..16 sixteenths of the picture's sides: what it was coded at"""
     version: int = 0
     """of the format; 0 means the lowest that can say all this"""
 
     def __post_init__(self) -> None:
         if not self.version:
-            object.__setattr__(self, "version", PLAIN_VERSION if self.method == LATENT_METHOD and self.seed is None else VERSION)
+            object.__setattr__(self, "version", self.needed_version)
+
+    @property
+    def needed_version(self) -> int:
+        """The lowest version of the format that can say all this."""
+        if self.scale != WHOLE_SCALE:
+            return SCALED_VERSION
+        return PLAIN_VERSION if self.method == LATENT_METHOD and self.seed is None else METHODS_VERSION
+
+    @property
+    def coded_size(self) -> tuple[int, int]:
+        """Width and height in pixels of what the latent stands for."""
+        return scaled(self.width, self.height, self.scale)
 
 
 def write(blob: Blob) -> bytes:
-    """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture; four more with dither."""
+    """Serialise.  24 to 30 bytes beside the payload for an opaque, untiled picture; four more with dither, one with a scale."""
     out = bytearray(MAGIC)
     out.append(blob.version)
     out += blob.code_identity + blob.model_identity
     out += _varint(blob.width) + _varint(blob.height)
     flags = (FLAG_TILED if blob.tiling else 0) | (FLAG_DITHERED if blob.seed is not None else 0)
+    flags |= FLAG_SCALED if blob.scale != WHOLE_SCALE else 0
     out += bytes([blob.method, flags, blob.step_index])
     if blob.tiling:
         out += _varint(blob.tiling.side) + _varint(blob.tiling.margin)
     if blob.seed is not None:
         out += blob.seed.to_bytes(4, "little")
+    if blob.scale != WHOLE_SCALE:
+        out.append(blob.scale)
     out.append(len(blob.sections))
     for kind, content in sorted(blob.sections.items()):
         out.append(kind)
@@ -118,6 +148,7 @@ def parse(content: bytes, max_pixels: int) -> Blob:
         raise CorruptBlob(f"unknown flags {flags:#04x}")
     tiling = _read_tiling(reader) if flags & FLAG_TILED else None
     seed = int.from_bytes(reader.take(4), "little") if flags & FLAG_DITHERED else None
+    scale = _read_scale(reader) if flags & FLAG_SCALED else WHOLE_SCALE
     kinds: list[tuple[int, int]] = []
     for _ in range(reader.take(1)[0]):
         kind, length = reader.take(1)[0], reader.varint()
@@ -127,9 +158,9 @@ def parse(content: bytes, max_pixels: int) -> Blob:
     sections = {kind: reader.take(length) for kind, length in kinds}
     if reader.left or LATENT not in sections:
         raise CorruptBlob("the sections do not fill the file")
-    blob = Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, seed)
-    if version < VERSION == blob.version:
-        raise CorruptBlob(f"a file of version {version} has neither this method nor dither")
+    blob = Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, seed, scale)
+    if PLAIN_VERSION < blob.needed_version > version:
+        raise CorruptBlob(f"a file of version {version} cannot have what this one has: that came with version {blob.needed_version}")
     return replace(blob, version=version)
 
 
@@ -138,6 +169,13 @@ def _read_tiling(reader: _Reader) -> Tiling:
     if not (256 <= side <= LARGEST_SIDE and margin <= side // 2):
         raise CorruptBlob(f"impossible tiling: side {side}, margin {margin}")
     return Tiling(side, margin)
+
+
+def _read_scale(reader: _Reader) -> int:
+    scale = reader.take(1)[0]
+    if not 1 <= scale < WHOLE_SCALE:
+        raise CorruptBlob(f"impossible scale {scale}")
+    return scale
 
 
 def _varint(value: int) -> bytes:

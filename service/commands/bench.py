@@ -79,6 +79,23 @@ def bench_code(
         code.main(settings_of(model), images, crop, limit, out)
 
 
+@app.command("scale")
+def bench_scale(
+    images: Images,
+    max_bytes: Annotated[
+        list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default: six, 400 to 4300.")
+    ] = None,
+    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
+    model: Model = None,
+) -> None:
+    """From which step on a picture is better coded smaller than it is: what `scaling` of a model's sdc.json is set by."""
+    with _errors_told():
+        from service.bench import scale
+
+        scale.main(settings_of(model), images, sorted(set(max_bytes)) if max_bytes else scale.SIZES, crop, limit, out)
+
+
 @app.command("speed")
 def bench_speed(images: Images, model: Model = None) -> None:
     """One picture at a time, 512x512: compress and cold render against one AVIF encode of the same size."""

@@ -216,6 +216,8 @@ def inspect(files: Files) -> None:
                     "width": blob.width,
                     "height": blob.height,
                     "bpp": round(8 * len(content) / (blob.width * blob.height), 4),
+                    "coded_width": blob.coded_size[0],
+                    "coded_height": blob.coded_size[1],
                     "method": METHODS.get(blob.method, blob.method),
                     "step": round(step_size(blob.step_index), 5),
                     "dither_seed": blob.seed,

@@ -1,4 +1,5 @@
 """Decoded pictures to the size a page shows them at.  Never larger than they are: who asks for more gets what there is.
+And pictures to the size they are coded at, and back.
 
 inside    as large as fits into the box; one side may be left open
 cover     fills the box, what hangs over is cut off evenly
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from service.errors import BadParameter
-from service.imaging.picture import Picture
+from service.imaging.picture import Picture, Plane
 
 Fit = Literal["inside", "cover", "contain", "fill"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -99,3 +100,19 @@ def resize(picture: Picture, box: Box) -> Picture:
     if pixels.shape[2] == 3:
         return Picture(pixels.copy())
     return Picture(np.ascontiguousarray(pixels[:, :, :3]), np.ascontiguousarray(pixels[:, :, 3]))
+
+
+def shrink(rgb: Plane, width: int, height: int) -> Plane:
+    """Colours at a smaller size, (height, width, 3), by Lanczos's filter."""
+    return _scaled(rgb, width, height, Image.Resampling.LANCZOS)
+
+
+def enlarge(rgb: Plane, width: int, height: int) -> Plane:
+    """Colours at a larger size, (height, width, 3), by bicubic interpolation: the way back from ``shrink``."""
+    return _scaled(rgb, width, height, Image.Resampling.BICUBIC)
+
+
+def _scaled(rgb: Plane, width: int, height: int, filtered: Image.Resampling) -> Plane:
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((width, height), filtered, reducing_gap=REDUCING_GAP))

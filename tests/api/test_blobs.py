@@ -1,11 +1,18 @@
+import io
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import obstore
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from service.api.access import Access
 from service.codec import container
+from service.codec.codec import Codec, Frame
+from service.codec.container import scaled
+from service.manifest import read_manifest
 from service.storage.keeping import MOST_TAGS
 from tests.conftest import make_picture, png
 
@@ -243,3 +250,14 @@ def test_callers_tag_what_they_want_to_purge(client: TestClient) -> None:
         assert client.post(f"/compress?quality=6&tag={tag}", content=PHOTO).status_code == 400
     replies = [client.post(f"/compress?quality=6&tag=t{n}", content=PHOTO) for n in range(MOST_TAGS - 1)]
     assert [reply.status_code for reply in replies] == [200] * (MOST_TAGS - 2) + [400]
+
+
+def test_a_picture_that_was_coded_smaller_is_told_and_rendered_at_its_size(client: TestClient, small_model: Path) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    latent = np.random.default_rng(3).normal(size=codec.latent_shape(*scaled(70, 50, 6))).astype(np.float32)
+    location = client.post("/blobs", content=container.write(codec.encode(latent, Frame(70, 50, scale=6), 128))).headers["location"]
+    info = client.get(f"{location}/info").json()
+    assert (info["width"], info["height"], info["coded_width"], info["coded_height"]) == (70, 50, 27, 19)
+    assert Image.open(io.BytesIO(client.get(info["links"]["png"]).content)).size == (70, 50)
+    plain = client.get(client.post("/blobs", content=blob_of(client)).headers["location"] + "/info").json()
+    assert (plain["coded_width"], plain["coded_height"]) == (70, 50)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from service.bench import code, pictures, rd, show
+from service.bench import code, pictures, rd, scale, show
 from service.errors import BadParameter
 from service.pipeline import open_pipeline
 from service.settings import Settings
@@ -64,3 +64,18 @@ def test_a_sheet_shows_the_regions_asked_for(bundled_settings: Settings, tmp_pat
     for wrong in ("cat:1,2,3", "dog:0,0,9,9", "cat:250,0,20,20"):
         with pytest.raises(BadParameter, match=wrong.partition(":")[0]):
             show.main(bundled_settings, tmp_path, [wrong], 5089, 256, 1, ["AVIF"], sheet)
+
+
+def test_where_a_picture_is_better_coded_smaller(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
+    (tmp_path / "cat.png").write_bytes(png(photo))
+    (tmp_path / "small.png").write_bytes(png(make_picture(100, 100)))
+    out = Console(file=io.StringIO(), width=200)
+    scale.main(bundled_settings, tmp_path, (100, 800), 0, None, out)
+    printed = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 pictures" in printed and "three_quarters=" in printed
+    assert "1 of 2 cannot be made so small" in printed
+    row = next(line for line in printed.splitlines() if "3/4" in line)
+    assert "(1)" in row, "at 800 bytes of a 512x512 picture it is the better way"
+    with pytest.raises(BadParameter, match="pixels a side"):
+        (tmp_path / "cat.png").unlink()
+        scale.main(bundled_settings, tmp_path, (800,), 0, None, out)

@@ -41,6 +41,30 @@ def test_golden_bytes_of_version_3() -> None:
             parse(write(replace(blob, version=2)), LIMIT)
 
 
+def test_golden_bytes_of_version_4() -> None:
+    """What version 3 cannot say: that a picture was coded smaller than it is."""
+    smaller = replace(OPAQUE, scale=6, version=0)
+    everything = replace(OPAQUE, method=1, tiling=Tiling(512, 128), seed=0x01020304, scale=12, version=0)
+    assert (smaller.version, smaller.coded_size) == (4, (192, 144))
+    start = "53444304" + "636f6465" + "6d6f646c" + "8004" + "8003"
+    assert write(smaller).hex() == start + "000480" + "06" + "01" + "0003" + "010203" + "46bd0782"
+    assert write(everything).hex() == start + "010780" + "8004" + "8001" + "04030201" + "0c" + "01" + "0003" + "010203" + "7169e6f4"
+    for blob in (smaller, everything):
+        assert parse(write(blob), LIMIT) == blob
+        for older in (2, 3):
+            with pytest.raises(CorruptBlob, match=f"version {older}"):
+                parse(write(replace(blob, version=older)), LIMIT)
+
+
+@pytest.mark.parametrize("scale", [0, 16, 17, 255])
+def test_an_impossible_scale_is_refused(scale: int) -> None:
+    body = bytearray(write(replace(OPAQUE, scale=6, version=0))[:-4])
+    assert body[19] == 6
+    body[19] = scale
+    with pytest.raises(CorruptBlob, match=f"scale {scale}"):
+        parse(resign(bytes(body)), LIMIT)
+
+
 def test_opaque_overhead_is_at_most_32_bytes() -> None:
     for side, length in ((1, 10), (512, 5000), (16383, 100), (65535, 1 << 20)):
         blob = Blob(b"code", b"modl", side, min(side, LIMIT // side), 0, 0, {LATENT: bytes(length)})
@@ -61,6 +85,7 @@ blobs = st.builds(
     ),
     tiling=st.one_of(st.none(), st.builds(Tiling, st.integers(256, 65535), st.integers(0, 128))),
     seed=st.one_of(st.none(), st.integers(0, 2**32 - 1)),
+    scale=st.integers(1, 16),
 )
 
 
@@ -75,7 +100,7 @@ def test_what_is_written_is_read(blob: Blob) -> None:
         (b"", NotABlob),
         (b"GIF89a", NotABlob),
         (b"SDC", CorruptBlob),
-        (b"SDC\x04" + bytes(40), UnknownVersion),
+        (b"SDC\x05" + bytes(40), UnknownVersion),
         (b"SDC\x00" + bytes(40), UnknownVersion),
         (write(OPAQUE)[:-1], CorruptBlob),
         (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
@@ -112,7 +137,7 @@ def test_random_bytes_are_a_clear_error(content: bytes) -> None:
 def test_a_million_damaged_blobs() -> None:
     """Random, truncated and bit-flipped, half of them with a checksum that fits: a clear error or a sound blob, never anything else."""
     rng = random.Random(7)
-    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128), 7))
+    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128), 7, 12))
     outcomes = {"error": 0, "sound": 0}
     for index in range(1_000_000):
         content = bytearray(whole)
@@ -136,4 +161,4 @@ def test_a_million_damaged_blobs() -> None:
             assert blob.width * blob.height <= LIMIT
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
-    assert container.VERSION == 3
+    assert container.VERSION == 4

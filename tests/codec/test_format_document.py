@@ -253,6 +253,18 @@ def test_a_dithered_file_is_read_as_the_page_says(small_model: Path) -> None:
     assert codec.decode(container.parse(content, 1 << 20)).ravel() == pytest.approx(values, rel=1e-5, abs=1e-5)
 
 
+def test_a_picture_that_was_coded_smaller_is_read_as_the_page_says(small_model: Path) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    coded_width, coded_height = -(-75 * 6 // 16), -(-52 * 6 // 16)
+    latent = np.random.default_rng(1).normal(size=codec.latent_shape(coded_width, coded_height)).astype(np.float32)
+    content = container.write(codec.encode(latent, Frame(75, 52, scale=6), 120))
+    # magic and version, identities, varints of one byte for 75 and 52, method, flags, step index, scale
+    assert content[:4] == b"SDC\x04" and content[12:18] == bytes([75, 52, 0, 4, 120, 6])
+    blob = container.parse(content, 1 << 20)
+    assert blob.coded_size == (coded_width, coded_height) == (29, 20)
+    assert (codec.decode_symbols(blob) == quantise(latent, 120)).all()
+
+
 def test_a_palette_is_read_as_the_page_says(small_model: Path) -> None:
     codec = Codec(small_model, read_manifest(small_model))
     latent = np.random.default_rng(1).normal(size=codec.latent_shape(75, 52)).astype(np.float32)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from service.errors import BadParameter
 from service.imaging.picture import Picture
-from service.imaging.resizing import FITS, LARGEST_BOX, Box, Fit, plan, resize
+from service.imaging.resizing import FITS, LARGEST_BOX, Box, Fit, enlarge, plan, resize, shrink
 from tests.conftest import make_picture, psnr
 
 
@@ -93,3 +93,14 @@ def test_shrinking_keeps_the_picture() -> None:
 def test_boxes_that_cannot_be(box: tuple[int | None, int | None, Fit]) -> None:
     with pytest.raises(BadParameter):
         Box(*box)
+
+
+def test_smaller_and_back(photo: np.ndarray) -> None:
+    height, width = photo.shape[:2]
+    small = shrink(photo, width // 2, height // 2)
+    assert small.shape == (height // 2, width // 2, 3)
+    back = enlarge(small, width, height)
+    assert back.shape == photo.shape
+    assert psnr(back, photo) > 28
+    assert shrink(photo, width, height) is photo
+    assert enlarge(photo, width, height) is photo

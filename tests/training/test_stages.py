@@ -27,6 +27,7 @@ from training import config as configuration
 from training import context_stage
 from training.__main__ import DEFAULT_CONFIG, app
 from training.data import Pictures, is_validation, write_held_out
+from training.export import shrinking
 from training.graphics import decorate
 from training.loop import Progress
 from training.losses import structure_distance
@@ -154,6 +155,7 @@ def test_a_resumed_context_stage_logs_the_bits_of_the_steps_it_has_done(tmp_path
 def test_fine_tuning_begins_with_the_finished_model() -> None:
     config = configuration.load(DEFAULT_CONFIG)
     manifest = json.loads((BUNDLED_MODEL / "sdc.json").read_text())
+    assert shrinking(config, manifest["latent_std"][0]) == manifest["scaling"]
     vae = ResidualAutoencoder.from_pretrained(BUNDLED_MODEL / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     mine, context = build(config)
     start_from(BUNDLED_MODEL, mine, context)
