@@ -114,10 +114,10 @@ def test_an_error_of_our_own_is_told_of_its_file_and_the_rest_go_on(
         (tmp_path / f"{index}.png").write_bytes(png(make_picture(40, 50, index)))
     open_, odd = Pipeline._open, (tmp_path / "1.png").read_bytes()
 
-    def broken(self: Pipeline, source: bytes) -> object:
+    def broken(self: Pipeline, source: bytes, scale: int) -> object:
         if source == odd:
             raise ZeroDivisionError("over\ntwo lines")
-        return open_(self, source)
+        return open_(self, source, scale)
 
     monkeypatch.setattr(Pipeline, "_open", broken)
     told = sdc("compress", *sorted(tmp_path.glob("*.png")), "-o", tmp_path / "out", "--model", small_model, code=1)
