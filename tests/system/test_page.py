@@ -337,7 +337,7 @@ def test_what_the_service_refuses(browser: Browser, server: Server, photograph: 
         expect(page.locator("#problem")).to_contain_text("no picture of an accepted type", timeout=WAIT_MS)
         again(page, lambda: choose(page, photograph))
         with page.expect_response(lambda reply: "/compare" in reply.url and reply.status == 422):
-            page.fill("#bytes", "40")
+            page.fill("#bytes", "34")
             page.press("#bytes", "Tab")
         expect(page.locator("#problem-action")).to_contain_text("Use")
         smallest = again(page, lambda: page.click("#problem-action"))
