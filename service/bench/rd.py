@@ -52,6 +52,12 @@ class Terms:
     """so many of the worst and of the best pictures on the page"""
 
 
+def in_proportion(size: int, pixels: Plane) -> int:
+    """Bytes for this picture, where one of 512x512 has ``size``."""
+    height, width = pixels.shape[:2]
+    return round(size * int(height) * int(width) / REFERENCE_PIXELS)
+
+
 async def ours(pipeline: Pipeline, pixels: Plane, max_bytes: int, steps: int | None) -> tuple[int, Plane]:
     """Size of the blob, and the pixels of one render of it."""
     compressed, _ = await _compress(pipeline, source.as_png(pixels), max_bytes)
@@ -123,7 +129,7 @@ class Bench:
             advance()
 
     async def _at(self, name: str, pixels: Plane, content: bytes, size: int, rivals: dict[str, Rival]) -> None:
-        allowed = round(size * pixels.shape[0] * pixels.shape[1] / REFERENCE_PIXELS)
+        allowed = in_proportion(size, pixels)
         compressed, encode_ms = await _compress(self.pipeline, content, allowed)
         mine, planes, rows = len(compressed.content), {"original": pixels}, {}
 
@@ -151,9 +157,9 @@ def _row(name: str, codec: str, size: int, taken: int, quality: Quality, encode_
     return Row(picture=name, codec=codec, max_bytes=size, bytes=taken, **figures, **times)
 
 
-def _pictures(terms: Terms, out: Console) -> dict[str, Plane]:
-    """Those that can be measured; raises BadParameter where there are none."""
-    loaded = source.load(terms.images, terms.crop, terms.limit)
+def measurable(images: Path, crop: int, limit: int | None, out: Console) -> dict[str, Plane]:
+    """The pictures of a folder that the metrics can judge; raises BadParameter where there are none."""
+    loaded = source.load(images, crop, limit)
     found = {name: pixels for name, pixels in loaded.items() if min(pixels.shape[:2]) >= SMALLEST_SIDE}
     if not found:
         raise BadParameter(f"the metrics need pictures of at least {SMALLEST_SIDE} pixels a side, and --crop no less")
@@ -164,7 +170,7 @@ def _pictures(terms: Terms, out: Console) -> dict[str, Plane]:
 
 def run(settings: Settings, terms: Terms, out: Console) -> tuple[RateReport, Gallery]:
     """Measure, with a progress bar on stderr; raises the errors of the pipeline."""
-    pictures = _pictures(terms, out)
+    pictures = measurable(terms.images, terms.crop, terms.limit, out)
 
     async def measured() -> tuple[RateReport, Gallery]:
         async with open_pipeline(settings) as pipeline:

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from service.bench import pictures as source
 from service.bench.pictures import Plane
-from service.bench.rd import REFERENCE_PIXELS
-from service.codec.container import scaled
-from service.comparison.metrics import NAMES, SMALLEST_SIDE, measure
-from service.errors import BadParameter, SizeUnreachable
+from service.bench.rd import in_proportion, measurable
+from service.bench.results import SIGNS
+from service.codec.container import WHOLE_SCALE, scaled
+from service.comparison.metrics import NAMES, measure
+from service.errors import SizeUnreachable
 from service.imaging.resizing import enlarge, shrink
 from service.options import CompressOptions
 from service.pipeline import Pipeline, open_pipeline
@@ -56,7 +57,7 @@ async def trial(pipeline: Pipeline, pixels: Plane, max_bytes: int) -> Trial | No
         return blob.step_index, astuple(await asyncio.to_thread(measure, pixels, shown))
 
     try:
-        step_index, own = await at(16)
+        step_index, own = await at(WHOLE_SCALE)
         others = {scale: (await at(scale))[1] for scale in SMALLER}
     except SizeUnreachable:
         return None
@@ -71,7 +72,7 @@ def table(trials: Sequence[Trial], title: str) -> Table:
         heads = [(f"{low}-{low + STEPS_TOGETHER - 1}", str(len(found)))] + [("", "")] * (len(SMALLER) - 1)
         for head, (scale, name) in zip(heads, SMALLER.items(), strict=True):
             gains = np.array([each.gained[scale] for each in found])
-            better = (gains * (1, 1, 1, -1) > 0).sum(0)
+            better = (gains * SIGNS > 0).sum(0)
             cells = [f"{mean:+.{digits}f} ({count})" for mean, digits, count in zip(gains.mean(0), DIGITS, better, strict=True)]
             made.add_row(*head, name, *cells)
     return made
@@ -79,20 +80,15 @@ def table(trials: Sequence[Trial], title: str) -> Table:
 
 def main(settings: Settings, images: Path, sizes: Sequence[int], crop: int, limit: int | None, out: Console) -> None:
     """Print the table; raises BadParameter where no picture is large enough."""
-    loaded = source.load(images, crop, limit)
-    pictures = {name: pixels for name, pixels in loaded.items() if min(pixels.shape[:2]) >= SMALLEST_SIDE}
-    if not pictures:
-        raise BadParameter(f"pictures of at least {SMALLEST_SIDE} pixels a side are needed")
+    pictures = measurable(images, crop, limit, out)
 
     async def run() -> list[Trial | None]:
         async with open_pipeline(settings, warm=False) as pipeline:
             rule = pipeline.codec.manifest.scaling
             pipeline.codec.manifest = pipeline.codec.manifest.model_copy(update={"scaling": None})
-            found = []
+            found: list[Trial | None] = []
             for pixels in track(pictures.values(), "pictures", console=Console(stderr=True), transient=True):
-                for size in sizes:
-                    max_bytes = round(size * pixels.shape[0] * pixels.shape[1] / REFERENCE_PIXELS)
-                    found.append(await trial(pipeline, pixels, max_bytes))
+                found += [await trial(pipeline, pixels, in_proportion(size, pixels)) for size in sizes]
             out.print(f"{len(pictures)} pictures of {images}; {source.machine()}", highlight=False, markup=False)
             out.print(f"sdc.json of {pipeline.engine.manifest.full_name}: scaling {rule}", highlight=False, markup=False)
             return found

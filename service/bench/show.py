@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from service.bench import pictures as source
 from service.bench.pictures import Plane
-from service.bench.rd import REFERENCE_PIXELS, ours
+from service.bench.rd import in_proportion, ours
 from service.comparison.rivals import RIVALS, at_least
 from service.errors import BadParameter
 from service.pipeline import open_pipeline
@@ -74,7 +74,7 @@ def main(
                     raise BadParameter(f"{images} holds no picture {region.picture!r}")
                 pixels = pictures[region.picture]
                 region.cut(pixels)
-                allowed = round(max_bytes * pixels.shape[0] * pixels.shape[1] / REFERENCE_PIXELS)
+                allowed = in_proportion(max_bytes, pixels)
                 size, shown = await ours(pipeline, pixels, allowed, None)
                 row = {"original": (pixels.nbytes, pixels), "sdc": (size, shown)}
                 for name in rivals:

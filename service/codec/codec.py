@@ -227,14 +227,13 @@ class Codec:
         """
         if self.manifest.scaling is None:
             return frame.scale
-        index = _finest(self._guessed(latent, rate_shape(latent)), self._budget(frame, max_bytes))
-        return next_scale(frame.width, frame.height, frame.scale, index, self.manifest.scaling)
+        return self.smaller_scale(frame, _finest(self._guessed(latent, rate_shape(latent)), self._budget(frame, max_bytes)))
 
-    def smaller_scale(self, frame: Frame) -> int:
-        """The scale to go on with where no step is coarse enough; that of ``frame`` where there is none."""
+    def smaller_scale(self, frame: Frame, step_index: int = STEP_COUNT - 1) -> int:
+        """The scale to go on with where this step is needed, by default one coarser than all; else that of ``frame``."""
         if self.manifest.scaling is None:
             return frame.scale
-        return next_scale(frame.width, frame.height, frame.scale, STEP_COUNT - 1, self.manifest.scaling)
+        return next_scale(frame.width, frame.height, frame.scale, step_index, self.manifest.scaling)
 
     def _budget(self, frame: Frame, max_bytes: int) -> int:
         """Bytes that are left to the latent's code, at least 1."""
