@@ -99,6 +99,7 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # of a proxy on this host they would be taken from anybody
             http=BoundedProtocol,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=settings.shutdown_s,

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     )
     link_s: int = Field(7 * 86400, ge=60, description="How long the signed links of a reply last.")
     sizes: list[int] = Field(default_factory=list, description="Widths and heights that renders may be asked for, as JSON; empty: any.")
-    presets: dict[str, dict[str, int | str]] = Field(
+    presets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")], dict[str, int | str]] = Field(
         default_factory=dict, description='Renders with a name, as JSON: {"thumb": {"w": 320, "h": 320, "fit": "cover"}}.'
     )
     presets_only: bool = Field(False, description="Renders take `preset` and nothing else: a stranger cannot fill the cache.")

@@ -134,6 +134,11 @@ class Access:
         offered = "the key is not known here" if authorization else "no key was sent"
         raise Unauthorized(f"{offered}: this needs one with the scope '{scope}', as Authorization: Bearer KEY")
 
+    @property
+    def keepers(self) -> str:
+        """Of what was let through to the scope ``render``, in the words of Cache-Control: whoever has a key alone, or every cache."""
+        return "private" if self._closed["render"] else "public"
+
     def link(self, path: str) -> str:
         """An address as a caller is told it: signed where addresses are."""
         return self.signer.sign(path, self._link_s) if self.signer.on else path

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.delivery import IMMUTABLE
+from service.api.delivery import YEAR_S
 from service.api.middleware import header_of
 from service.api.negotiation import BLOB_TYPE, matches, misses
 from service.api.pictures import BAD_INPUT, BLOB_CONTENT, NO_ID, UNCHANGED, BlobId
@@ -74,7 +74,8 @@ async def blob(request: Request, blob_id: BlobId, _: NoParameters, services: Inj
         content = await services.read(blob_id)
     entity_tag = f'"{facts["digest"] if content is None else digest_of(content)}"'
     _require_match(request, entity_tag)
-    headers = {"ETag": entity_tag, "Cache-Control": IMMUTABLE, **purge_tags(blob_id, facts.get("tags", ()))}
+    keeping = f"{services.access.keepers}, max-age={YEAR_S}, immutable"
+    headers = {"ETag": entity_tag, "Cache-Control": keeping, **purge_tags(blob_id, facts.get("tags", ()))}
     if matches(if_none_match, entity_tag):
         return Response(None, 304, headers)
     headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": disposition(f"{blob_id}.sdc"), "Accept-Ranges": "bytes"}

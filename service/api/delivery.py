@@ -30,7 +30,6 @@ from service.pipeline import Pipeline
 from service.storage.blobs import Facts
 
 REDIRECT_S, YEAR_S = 86400, 31536000
-IMMUTABLE = f"public, max-age={YEAR_S}, immutable"
 EMBEDDABLE = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -190,5 +189,4 @@ def _permitted(address: Address, access: Access, authorization: str | None) -> t
         canonical, left = signer.check(address.canonical, query.expires, query.key, query.sig)
         return canonical, lambda seconds: f"public, max-age={min(seconds, left)}"
     access.require("render", authorization)
-    who = "private" if signer.on else "public"
-    return address.canonical, lambda seconds: f"{who}, max-age={seconds}"
+    return address.canonical, lambda seconds: f"{access.keepers}, max-age={seconds}"

@@ -87,10 +87,12 @@ class EarlyReply(HttpMiddleware):
             await self.app(scope, receive, send)
             return
         complete = False
-        asked_first = header(scope, b"expect") is not None
+        waits = header(scope, b"expect") is not None
+        """the client, to be told to go on"""
 
         async def receive_noticing() -> Message:
-            nonlocal complete
+            nonlocal complete, waits
+            waits = False
             message = await receive()
             complete = complete or message["type"] != "http.request" or not message.get("more_body", False)
             return message
@@ -108,7 +110,7 @@ class EarlyReply(HttpMiddleware):
                 await send(message)
             else:
                 await send({**message, "more_body": True})  # the client has it all: its length was told
-                if not asked_first:  # or else it will not come
+                if not waits:  # or else it will not come
                     with suppress(TimeoutError):
                         await asyncio.wait_for(forget_body(), LINGER_S)
                 await send({"type": "http.response.body", "body": b""})

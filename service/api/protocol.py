@@ -70,6 +70,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() != "1.0" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._complaint = "a request names one host (RFC 9112, section 3.2)"
             raise ValueError(self._complaint)
+        if b"#" in self.url:  # the parser drops it, a cache in front may not: then one picture has endlessly many addresses
+            self._complaint = "an address is sent without a fragment (RFC 9112, section 3.2)"
+            raise ValueError(self._complaint)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -108,8 +111,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._refused = True
         if self._answering:
-            self.transport.close()
-            return
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # its own body broke off: the app need not go on
+            self.cycle.message_event.set()
         reply = problem(status, KINDS[status], detail)
         headers = [*self.server_state.default_headers, *reply.raw_headers, (b"connection", b"close")]
         head = STATUS_LINE[status] + b"".join(name + b": " + value + b"\r\n" for name, value in headers)

@@ -173,11 +173,14 @@ async def off_loop_if_large(content: bytes, call: Callable[[], Result]) -> Resul
 async def read_body(request: Request) -> bytes:
     """The body: raw bytes, or the field ``file`` of a multipart form.  Raises BadParameter when there is nothing."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        async with request.form(max_files=2, max_fields=2) as form:
-            upload = form.get("file")
-            if not isinstance(upload, UploadFile) or len(form.multi_items()) != 1:
-                raise BadParameter("the form must have one field, a file named 'file'")
-            content = await upload.read()
+        try:
+            async with request.form(max_files=2, max_fields=2) as form:
+                upload = form.get("file")
+                if not isinstance(upload, UploadFile) or len(form.multi_items()) != 1:
+                    raise BadParameter("the form must have one field, a file named 'file'")
+                content = await upload.read()
+        except UnicodeError as error:  # of a charset that says of itself that it can nothing
+            raise BadParameter("the form's charset does not fit the names in it: leave it out") from error
     else:
         content = await request.body()
     if not content:

@@ -110,7 +110,9 @@ def test_links_come_signed(client: TestClient, links: dict[str, str]) -> None:
 
 
 def test_what_a_key_opens_is_not_for_shared_caches(client: TestClient, links: dict[str, str]) -> None:
-    assert client.get(f"{path_of(links)}.webp", headers=bearer("page")).headers["cache-control"].startswith("private, ")
+    for path in (f"{path_of(links)}.webp", links["blob"]):
+        for method in ("GET", "HEAD"):
+            assert client.request(method, path, headers=bearer("page")).headers["cache-control"] == "private, max-age=31536000, immutable"
 
 
 def test_a_signature_is_of_one_address(client: TestClient, links: dict[str, str]) -> None:

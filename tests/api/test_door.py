@@ -176,6 +176,15 @@ def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         await refuse(polite)
         assert polite.read == 0
 
+        async def too_long(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 413, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        sending = Connection(headers={"transfer-encoding": "chunked", "expect": "100-continue"}, body=[b"x"] * 10)
+        await sending.through(EarlyReply(too_long))
+        assert sending.read == 10  # it was told to go on when its first bytes were asked for
+
     monkeypatch.setattr("service.api.door.LINGER_S", 0.02)
     run(scenario)
 

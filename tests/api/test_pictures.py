@@ -367,6 +367,13 @@ def test_a_form_that_is_not_one_file(client: TestClient, files: list[tuple[str, 
     assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "no-such", "utf-16"])
+def test_a_form_in_a_strange_charset(client: TestClient, charset: str) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    reply = client.post("/compress", content=form, headers={"content-type": f"multipart/form-data; boundary=x; charset={charset}"})
+    assert (reply.status_code, reply.headers["content-type"]) == (400 if charset != "no-such" else 415, "application/problem+json")
+
+
 def test_a_side_that_a_format_cannot_hold(client: TestClient) -> None:
     path = client.post("/compress", content=png(np.zeros((1, 65_535, 3), np.uint8))).headers["location"]
     assert client.get(f"{path}.png").status_code == 200

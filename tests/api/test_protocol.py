@@ -128,10 +128,20 @@ def test_a_head_without_end_behind_an_ordinary_request() -> None:
         GET + b"Host: b\r\n\r\n",
         GET + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"\0\1\2\r\n\r\n",
+        b"GET /here#there HTTP/1.1\r\nHost: a\r\n\r\n",
+        GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\nno length\r\n",
+        GET.replace(b"GET", b"POST") + b"Transfer-Encoding: identity\r\n\r\n",
     ],
 )
 def test_what_is_no_request(request_: bytes) -> None:
     assert told(exchange(request_)) == (400, "bad-request")
+
+
+def test_no_reply_is_given_to_another_request() -> None:
+    """The app has not replied to the first when the second turns out to be none: a 400 now would be taken for the first one's."""
+    for second in (b"\0\1\2\r\n\r\n", GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"):
+        status, _, body = exchange(GET + b"\r\n" + second)
+        assert (status, body) in ((0, b""), (200, b"/here 0"))
 
 
 def test_http_1_0_needs_no_host() -> None:

@@ -1,9 +1,11 @@
 import pytest
+from pydantic import ValidationError
 
 from service.api.schemas import RenderQuery
 from service.api.variants import Variants
 from service.errors import BadParameter
 from service.imaging.resizing import Box
+from service.settings import Settings
 
 ID = "a" * 26
 
@@ -43,6 +45,12 @@ def test_presets_only() -> None:
     for query in ({"w": "64"}, {"q": "80"}, {"steps": "0"}):
         with pytest.raises(BadParameter, match="preset=thumb"):
             meant(variants, **query)
+
+
+@pytest.mark.parametrize("name", ["", "big picture", "größe", "a&b", "a" * 65])
+def test_a_preset_has_a_name_that_an_address_can_hold(name: str) -> None:
+    with pytest.raises(ValidationError, match="presets"):
+        Settings(presets={name: {"w": 64}})
 
 
 @pytest.mark.parametrize("preset", [{"w": 0}, {"fit": "cover"}, {"width": 5}, {"fit": "crop", "w": 1, "h": 1}, {"q": "high"}])
