@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Literal
 
-from PIL import Image
+from PIL import ImageFile
 
 from service.errors import UndecodablePicture
 from service.imaging.av1 import coded_pixels
@@ -26,9 +26,15 @@ MOST_CODED, CODED_BESIDE = 4, 1 << 20
 """pixels of the frames of an AVIF, for each of its own (colours, transparency, a gain map), and for what fills up blocks and tiles"""
 LARGEST_TILE_SIDE = 2048
 """of a TIFF, where its picture is smaller: a whole tile is decoded, however little of it is shown"""
+MOST_STRIPS = 1 << 18
+"""of a TIFF, or tiles: one for each row of each of four planes; what is more counts as pieces"""
+SMALLEST_TILE = 64
+"""pixels, on average, of what a TIFF that Pillow puts together by itself is cut into"""
+LARGEST_RUNS = 1 << 20
+"""pixels of a run-length coded BMP, which Pillow decodes in Python"""
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
-"""tags, TIFF 6.0 section 15"""
+_STRIP_OFFSETS, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 273, 322, 323, 324
+"""tags, TIFF 6.0 sections 8 and 15"""
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xff])")
 """of a JPEG, or a byte that fills up before one; and not what stands within a scan: a stuffed zero, restarts"""
 _BARE, _START_OF_SCAN, _END, _FILLING = frozenset({0x01, 0xD8}), 0xDA, 0xD9, 0xFF
@@ -45,7 +51,7 @@ def require_few_pieces(content: bytes) -> None:
                 raise UndecodablePicture(f"the file is cut into more than {most:,} pieces: save it anew")
 
 
-def require_cheap(image: Image.Image, content: bytes) -> None:
+def require_cheap(image: ImageFile.ImageFile, content: bytes) -> None:
     """Raise UndecodablePicture where decoding would take far more than the picture's pixels do.
 
     Args:
@@ -59,12 +65,22 @@ def require_cheap(image: Image.Image, content: bytes) -> None:
         if coded is None or coded > most:
             frames = "frames of a size that cannot be told" if coded is None else f"frames of {coded:,} pixels"
             raise UndecodablePicture(f"the AVIF has {frames}, for a picture of {image.width}x{image.height}: save it anew")
+    if image.format == "BMP" and any(tile.codec_name == "bmp_rle" for tile in image.tile):
+        pixels = image.width * image.height
+        if pixels > LARGEST_RUNS or len(content) > 2 * pixels + (1 << 16):  # two bytes a run
+            raise UndecodablePicture(f"a run-length coded BMP has at most {LARGEST_RUNS:,} pixels, and two bytes for each: save it anew")
     if image.format == "TIFF":
         tile = max(int(image.tag_v2.get(tag, 0)) for tag in (_TILE_WIDTH, _TILE_LENGTH))  # type: ignore[attr-defined]
         if tile > max(LARGEST_TILE_SIDE, *(side + 15 for side in image.size)):  # tiles are multiples of 16
             raise UndecodablePicture(
                 f"the TIFF has tiles of {tile} pixels a side, for a picture of {image.width}x{image.height}: save it anew"
             )
+        # Uncompressed ones are put together tile by tile, as many as are named: beyond its end all over again.
+        samples = len(image.getbands()) * image.width * image.height
+        extents = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
+        if covered > samples or len(image.tile) > MOST_PIECES + samples // SMALLEST_TILE:
+            raise UndecodablePicture(f"the TIFF is cut into {len(image.tile):,} pieces of {covered:,} pixels: save it anew")
 
 
 def scans(content: bytes) -> int:
@@ -119,12 +135,18 @@ def _colours(content: bytes, at: int) -> int:
 
 
 def _tags(content: bytes) -> Iterator[int]:
-    """One for each entry of the first directory of a TIFF (TIFF 6.0 section 2) or BigTIFF, found as Pillow finds it."""
+    """One for each entry of the first directory of a TIFF (TIFF 6.0 section 2) or BigTIFF, found as Pillow finds it, and for each strip or
+    tile beyond ``MOST_STRIPS``."""
     order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
-    place, counted = (slice(8, 16), 8) if content[2] == ord("+") else (slice(4, 8), 2)
+    place, counted, entry, count_ends = (slice(8, 16), 8, 20, 12) if content[2] == ord("+") else (slice(4, 8), 2, 12, 8)
     at = int.from_bytes(content[place], order)
-    if at >= 8:
-        yield from range(int.from_bytes(content[at : at + counted], order))
+    if at < 8:
+        return
+    for index in range(int.from_bytes(content[at : at + counted], order)):
+        yield index
+        begin = at + counted + entry * index
+        if int.from_bytes(content[begin : begin + 2], order) in (_STRIP_OFFSETS, _TILE_OFFSETS):
+            yield from range(int.from_bytes(content[begin + 4 : begin + count_ends], order) - MOST_STRIPS)
 
 
 _WALKS: dict[bytes, tuple[Callable[[bytes], Iterator[int]], int]] = {

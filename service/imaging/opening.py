@@ -23,6 +23,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 """of the files in a folder that are taken for photographs; whether they are is decided by their bytes"""
 
 ROWS_AT_ONCE = 16
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""tag and value, TIFF 6.0 section 3"""
 
 # Pillow's own limit only warns below twice its value; ours is checked before any decoding.
 Image.MAX_IMAGE_PIXELS = None
@@ -115,6 +117,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit and float grey to 8-bit grey, with alpha where one level is transparent; every other mode as it is."""
     if image.mode.startswith("I") or image.mode == "F":
         eight = _sixteen_to_eight(np.asarray(image), image.mode)
+        if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
+            eight = 255 - eight  # as Pillow does of eight bits
         transparent = image.info.get("transparency")
         if not isinstance(transparent, int):
             return Image.fromarray(eight)
@@ -135,7 +139,8 @@ def _sixteen_to_eight(samples: npt.NDArray[Any], mode: str) -> Plane:
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Plane | None]:
     if image.mode in ("P", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+        opaque = image.mode == "P" and "transparency" not in image.info
+        image = image.convert("RGB" if opaque else "LA" if image.mode == "L" else "RGBA")
     if image.mode in ("RGBa", "La"):
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode in ("RGBA", "LA"):

@@ -10,9 +10,12 @@ import numpy as np
 from PIL import Image
 
 from service.errors import CorruptBlob
+from service.imaging.costs import require_few_pieces
 from service.imaging.picture import LARGEST_SIDE, Picture, Plane
 
 WEBP_LARGEST_SIDE: Final = 16383
+AVIF_LARGEST_SIDE: Final = 32768
+"""beyond, libavif writes what it does not read"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ FORMATS: Final = {
     "png": Format("png", "image/png", LARGEST_SIDE, lossless=True),
     "webp": Format("webp", "image/webp", WEBP_LARGEST_SIDE),
     "jpg": Format("jpg", "image/jpeg", 65500),
-    "avif": Format("avif", "image/avif", LARGEST_SIDE),
+    "avif": Format("avif", "image/avif", AVIF_LARGEST_SIDE),
 }
 DEFAULT_QUALITY: Final = 80
 
@@ -71,6 +74,7 @@ def write_alpha(alpha: Plane) -> bytes:
 def read_alpha(content: bytes, width: int, height: int) -> Plane:
     """The reverse; raises CorruptBlob unless it is a picture of exactly that size."""
     try:
+        require_few_pieces(content)
         image = Image.open(io.BytesIO(content), formats=("WEBP", "PNG"))
         if image.size != (width, height) or getattr(image, "is_animated", False):
             raise CorruptBlob("the alpha section does not have the picture's size")

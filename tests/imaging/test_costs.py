@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -48,6 +49,31 @@ def tiff(width: int, height: int, tile: int) -> bytes:
     at = 8 + 2 + 12 * (len(tags) + 2) + 4
     entries = b"".join(entry(*each) for each in [*tags, (324, 4, at), (325, 4, len(packed))])
     return b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + bytes(4) + packed
+
+
+def plain_tiff(samples: npt.NDArray[np.uint8 | np.uint16], side: int, count: int, photometric: int = 1) -> bytes:
+    """Grey, not compressed, of ``count`` tiles of ``side`` pixels; as many as there are, and then the last one again and again."""
+    height, width = samples.shape
+    padded = np.pad(samples, ((0, -height % side), (0, -width % side)))
+    rows, columns = padded.shape[0] // side, padded.shape[1] // side
+    tiles = padded.reshape(rows, side, columns, side).swapaxes(1, 2).tobytes()
+    size = samples.itemsize * side * side
+    tags = [(256, width), (257, height), (258, 8 * samples.itemsize), (259, 1), (262, photometric), (277, 1), (322, side), (323, side)]
+    at = 8 + 2 + 12 * (len(tags) + 2) + 4
+    offsets = [at + 8 * count + size * min(index, rows * columns - 1) for index in range(count)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    places = (at, at + 4 * count) if count > 1 else (offsets[0], size)  # one stands where the place of more would
+    entries += struct.pack("<HHII", 324, 4, count, places[0]) + struct.pack("<HHII", 325, 4, count, places[1])
+    lists = struct.pack(f"<{2 * count}I", *offsets, *[size] * count)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + bytes(4) + lists + tiles
+
+
+def bmp(width: int, height: int, runs: bytes) -> bytes:
+    """Run-length coded, of grey."""
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    at = 14 + 40 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", at + len(runs), 0, 0, at) + header + palette + runs
 
 
 def pages(count: int) -> bytes:
@@ -105,6 +131,48 @@ def test_a_tile_that_is_larger_than_its_picture() -> None:
 def test_a_picture_of_one_large_tile() -> None:
     side = LARGEST_TILE_SIDE + 100
     assert open_picture(tiff(side, side, -(-side // 16) * 16), LIMIT).rgb.shape == (side, side, 3)
+
+
+def test_a_tiff_of_plain_tiles() -> None:
+    picture = make_picture(100, 70)[:, :, 0]
+    assert (open_picture(plain_tiff(picture, 16, 7 * 5), LIMIT).rgb[:, :, 0] == picture).all()
+
+
+def test_a_tiff_that_is_put_together_over_and_over_again() -> None:
+    """As often as its tiles are named, which takes four bytes each."""
+    for count in (36, 100_000):
+        with pytest.raises(UndecodablePicture, match=f"cut into {count:,} pieces"):
+            picture_size(plain_tiff(make_picture(100, 70)[:, :, 0], 16, count), LIMIT)
+    endless = plain_tiff(make_picture(100, 70)[:, :, 0], 16, 400_000)
+    tracemalloc.start()
+    with pytest.raises(UndecodablePicture, match="cut into more than"):
+        picture_size(endless, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_tiff_in_tiles_of_a_pixel() -> None:
+    with pytest.raises(UndecodablePicture, match="cut into 10,000 pieces of 10,000 pixels"):
+        picture_size(plain_tiff(make_picture(100, 100)[:, :, 0], 1, 10_000), LIMIT)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_white_may_be_zero(dtype: type, photometric: int) -> None:
+    largest = np.iinfo(dtype).max
+    samples = np.array([[0, largest], [largest // 2, largest]], dtype)
+    shown = open_picture(plain_tiff(samples, 16, 1, photometric), LIMIT).rgb[:, :, 0]
+    assert shown.tolist() == ([[255, 0], [128, 0]] if photometric == 0 else [[0, 255], [127, 255]])
+
+
+def test_a_bmp_in_runs() -> None:
+    """Pillow goes through them in Python."""
+    runs = b"".join(bytes([100, level]) + b"\0\0" for level in range(80)) + b"\0\1"
+    shown = open_picture(bmp(100, 80, runs), LIMIT).rgb
+    assert (shown[:, :, 0] == np.arange(80)[::-1, None]).all()
+    for content in (bmp(65_535, 760, b"\1\7\0\0" * 760), bmp(100, 80, b"\xff\7" * 100_000)):
+        with pytest.raises(UndecodablePicture, match="run-length coded BMP"):
+            picture_size(content, LIMIT)
 
 
 def test_more_pages_than_one_are_not_counted() -> None:

@@ -120,6 +120,30 @@ def test_a_profile_is_converted_to_srgb() -> None:
         assert colour_error(open_picture(content, LIMIT).rgb, expected) < 1.5
 
 
+def linear_grey() -> bytes:
+    """An ICC profile (ICC.1:2004, sections 7 and 8.3.1) of grey whose samples are in proportion to light."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(4) + struct.pack(">I", 0)
+    parts = {b"wtpt": white, b"kTRC": curve}
+    at = 128 + 4 + 12 * len(parts)
+    table, data = struct.pack(">I", len(parts)), b""
+    for name, part in parts.items():
+        table += name + struct.pack(">2I", at + len(data), len(part))
+        data += part + bytes(-len(part) % 4)
+    head = struct.pack(">I4sI4s4s4s12s4s", at + len(data), bytes(4), 0x02400000, b"mntr", b"GRAY", b"XYZ ", bytes(12), b"acsp")
+    return head + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(128 - 80) + table + data
+
+
+@pytest.mark.parametrize("level", [None, 9])
+def test_the_profile_of_a_grey_picture_with_a_transparent_level(level: int | None) -> None:
+    image = Image.new("L", (8, 8), 64)
+    image.putpixel((0, 0), 9)
+    content = saved(image, "PNG", icc_profile=linear_grey(), **({} if level is None else {"transparency": level}))
+    picture = open_picture(content, LIMIT)
+    assert (picture.alpha is None) == (level is None)
+    assert picture.rgb[4, 4].tolist() == [137, 137, 137]
+
+
 def test_a_damaged_profile_is_ignored() -> None:
     content = saved(Image.fromarray(SOURCE), "PNG", icc_profile=b"no profile at all")
     assert (open_picture(content, LIMIT).rgb == SOURCE).all()

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from service.errors import CorruptBlob
+from service.imaging.opening import open_picture
 from service.imaging.picture import Picture
 from service.imaging.writing import FORMATS, read_alpha, write_alpha, write_picture
-from tests.conftest import make_picture, png
+from tests.conftest import chunk, make_picture, png, saved
 
 ALPHA = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
 OPAQUE, CUT_OUT = Picture(make_picture(40, 60)), Picture(make_picture(40, 60), ALPHA)
@@ -60,6 +61,21 @@ def test_an_alpha_section_with_an_empty_chunk_behind_its_pixels_is_named() -> No
     content = png(ALPHA)
     with pytest.raises(CorruptBlob, match="damaged"):
         read_alpha(content[:-12] + bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4) + content[-12:], 60, 40)
+
+
+def test_an_alpha_section_in_ever_more_pieces_is_refused_unopened() -> None:
+    content = saved(Image.new("L", (8, 8), 9), "PNG")
+    data = content.index(b"IDAT") - 4
+    with pytest.raises(CorruptBlob, match="damaged") as told:
+        read_alpha(content[:data] + 50_000 * chunk(b"prVt", b"") + content[data:], 8, 8)
+    assert "cut into more than" in str(told.value.__cause__)
+
+
+def test_what_avif_holds_can_be_opened_again() -> None:
+    for extension in ("avif", "webp"):
+        side = FORMATS[extension].largest_side
+        picture = open_picture(write_picture(Picture(np.zeros((1, side, 3), np.uint8)), extension), 1 << 26)
+        assert picture.width == side
 
 
 def test_an_alpha_section_that_moves_is_refused() -> None:
