@@ -205,6 +205,16 @@ class OutOfMemory(DeviceFailed):
     kind = "out-of-memory"
 
 
+class DeviceLost(DeviceFailed):
+    """The device answers nothing any more in this process: a GPU after an illegal access, or one that fell off its bus."""
+
+
+class NoDevice(SdcError):
+    """The device that was asked for is not there."""
+
+    kind = "no-device"
+
+
 class BadModel(SdcError):
     """A model folder that cannot be loaded."""
 

@@ -122,6 +122,10 @@ def other_models(settings: Settings) -> dict[bytes, OtherModel]:
         first = models.setdefault(model.manifest.model_identity, model)
         if first.codec.code_identity != model.codec.code_identity:
             raise BadModel(f"{first.folder} and {folder} are both {model.manifest.full_name} and differ: give one of them another version")
+    named = {model.operation: model for model in models.values()}
+    for model in models.values():
+        if named[model.operation] is not model:
+            raise BadModel(f"{model.folder} and {named[model.operation].folder} are both called {model.manifest.full_name}: rename one")
     own, *others = models
     found = {identity: models[identity] for identity in others}
     for model in list(found.values()):

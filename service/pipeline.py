@@ -264,7 +264,7 @@ class Pipeline:
         """The colours of a picture at a scale, with what the network shall see around them."""
         width, height = scaled(picture.width, picture.height, scale)
         factor = self.engine.manifest.downscale
-        border = border_cells(width, height) * factor
+        border = 0 if _tiling(self.engine.manifest, width, height) else border_cells(width, height) * factor
         sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
         return np.pad(shrink(picture.rgb, width, height), sides, mode="edge")
 
@@ -373,7 +373,7 @@ class Pipeline:
         operation = "render" if other is None else other.operation
         padded_pixels = _padded_pixels(codec.manifest, blob.width, blob.height)
         submitted = _submitted_pixels(codec.manifest, *blob.coded_size, blob.tiling)
-        return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted)
+        return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted, kind=steps)
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha, codec = None, self.codec_of(blob)
@@ -427,7 +427,7 @@ class Pipeline:
             await self.batcher.warm_up("encode", (height, width, False), (pixels, False), height * width, twice)
             latent = np.zeros((channels, height // factor, width // factor), np.float32)
             noise = Noise(np.float32(1), steps, True)
-            await self.batcher.warm_up("render", (*latent.shape[1:], steps, True), (latent, noise), height * width, twice)
+            await self.batcher.warm_up("render", (*latent.shape[1:], steps, True), (latent, noise), height * width, twice, kind=steps)
 
     async def close(self) -> None:
         await self.batcher.close()

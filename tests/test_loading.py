@@ -131,6 +131,15 @@ def test_one_that_widens_another_reads_its_files_too(small_model: Path, tmp_path
     assert {other.folder for other in loading.other_models(of(wide, small_model)).values()} == {small_model}
 
 
+def test_two_names_that_read_alike_stop_the_start(small_model: Path, tmp_path: Path) -> None:
+    """What the device takes for each is learned, and told, by name and version."""
+    models = [build_model(tmp_path / name, "tiny", name=name) for name in ("shop", "shop-2")]
+    for model, version in zip(models, ("2-1", "1"), strict=True):
+        (model / "sdc.json").write_text(json.dumps(json.loads((model / "sdc.json").read_text()) | {"version": version}))
+    with pytest.raises(BadModel, match="are both called shop-2-1"):
+        loading.other_models(of(small_model, *models))
+
+
 def test_two_of_one_name_that_differ_stop_the_start(small_model: Path, old: Path, tmp_path: Path) -> None:
     """Trained further, and not given another version: a file does not say which of them it needs."""
     for name, models in {"small-residual": (small_model,), "small-kl": (small_model, old)}.items():

@@ -1,6 +1,9 @@
 import asyncio
 import io
+import json
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +23,7 @@ from service.imaging.writing import write_alpha, write_picture
 from service.manifest import TilingRule
 from service.options import CompressOptions, RenderOptions
 from service.pipeline import Pipeline, open_pipeline
-from service.settings import Settings
+from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import Plane, make_picture, png, psnr
 
 Result = TypeVar("Result")
@@ -85,6 +88,32 @@ def test_small_flat_pictures_keep_their_colour(bundled_settings: Settings, heigh
             assert np.abs(shown.mean((0, 1)) - colour).max() < most, (colour, shown.mean((0, 1)))
 
     run(bundled_settings, scenario)
+
+
+def test_a_thin_picture_that_is_tiled(bundled_settings: Settings, tmp_path: Path) -> None:
+    """It has no border: that is for pictures that are seen whole."""
+    folder = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+    told = json.loads((folder / "sdc.json").read_text())
+    (folder / "sdc.json").write_text(json.dumps(told | {"tiling": {"untiled_pixels": 400 * 400, "side": 256, "margin": 64}}))
+    pixels = np.ascontiguousarray(np.tile(make_picture(60, 31), (100, 1, 1)))
+
+    async def scenario(pipeline: Pipeline) -> None:
+        for height in (5000, 6000):
+            compressed = await pipeline.compress(png(pixels[:height]), CompressOptions(quality=60))
+            assert (compressed.blob.tiling is not None) == (height == 6000)
+            assert psnr((await pipeline.restore(compressed.blob, 0)).rgb, pixels[:height]) > 20
+
+    run(bundled_settings.model_copy(update={"model": folder}), scenario)
+
+
+def test_what_more_steps_take_is_learned_apart(settings: Settings) -> None:
+    async def scenario(pipeline: Pipeline) -> None:
+        compressed = await pipeline.compress(png(make_picture(64, 64)), CompressOptions())
+        for steps in (1, 2):
+            await pipeline.render(compressed.content, RenderOptions("png", steps))
+        assert set(pipeline.batcher.rows.durations._lines["render"]) == {1, 2}
+
+    run(settings, scenario)
 
 
 def test_alpha_travels_losslessly(bundled_settings: Settings) -> None:

@@ -6,7 +6,7 @@ Knows nothing of batches, threads or futures; everything happens on the event lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from service.batching.durations import Durations, Margin
@@ -53,6 +53,8 @@ class Claim:
     promised_s: float
     """from admission to the end; 0 where nothing was known"""
     since: float
+    kind: Hashable = None
+    """see ``Durations.learn``"""
     spent_s: float = field(default=0.0, init=False)
     """of the processor"""
     waited_s: float = field(default=0.0, init=False)
@@ -99,8 +101,10 @@ class Admission:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
         return max(self._device_wait_s(lane) + self._for_device.before(lane), self._for_processor.before(lane) / self._threads)
 
-    def claim(self, operation: str, pixels: int, lane: Lane, deadline: float, submitted: int | None = None) -> Claim:
+    def claim(self, operation: str, pixels: int, lane: Lane, deadline: float, submitted: int | None = None, kind: Hashable = None) -> Claim:
         """What a picture of ``pixels``, padded, may count on; its items together have ``submitted``, where that is not the same.
+
+        ``kind``: see ``Durations.learn``.
 
         Raises Overloaded where there is no room or no time for it, and DeadlineMissed where it needs more time by itself.
         """
@@ -109,14 +113,14 @@ class Admission:
             metrics.REJECTED.labels(reason="queue-full").inc()
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
         to_come = pixels if submitted is None else submitted
-        device_s = self._durations.predict(operation, None, 1, to_come)
+        device_s = self._durations.predict(operation, None, 1, to_come, kind)
         processor_s = self._durations.predict(_processor(operation), None, 1, pixels)
         needed = device_s + processor_s
         self._least_s[operation] = min(needed, FORGETTING * self._least_s.get(operation, math.inf))
         self._refuse_late(operation, wait, needed, deadline)
         if self._doubtful:
             deadline = math.inf  # it shall be finished, and teach, even if it comes too late
-        return Claim(operation, pixels, to_come, lane, deadline, device_s, processor_s, wait + needed, self._clock())
+        return Claim(operation, pixels, to_come, lane, deadline, device_s, processor_s, wait + needed, self._clock(), kind)
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane) -> None:
         """Raise as ``claim`` does where not even the smallest picture of late could be done in time."""

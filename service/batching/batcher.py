@@ -35,6 +35,8 @@ from service.telemetry import metrics, traces
 
 STUCK_AFTER_S = 60.0
 """a batch that takes this long, and twenty times what was predicted, counts as stuck"""
+STUCK_AFTER_UNKNOWN_S = 900.0
+"""where nothing could be predicted: the first picture of a large model on a processor takes minutes"""
 PATIENCE_S: dict[Lane, float] = {"interactive": 0.5, "bulk": 2.0}
 """for so long a picture that is to be begun is overtaken, on the processor, by those that are to be finished; from when it came"""
 
@@ -147,15 +149,22 @@ class Batcher:
 
     @property
     def stuck(self) -> bool:
-        since = self.rows.busy_since
-        return since is not None and self._clock() - since > max(STUCK_AFTER_S, 20 * self.rows.running_s())
+        since, predicted = self.rows.busy_since, [self.rows.predicted_s(batch) for batch in self.rows.in_hand]
+        longest = max(STUCK_AFTER_S, 20 * sum(predicted)) if all(predicted) else STUCK_AFTER_UNKNOWN_S
+        return since is not None and self._clock() - since > longest
 
     @property
     def closing(self) -> bool:
         return self._closing
 
     def admit(
-        self, operation: str, pixels: int, lane: Lane = "interactive", deadline: float = math.inf, submitted: int | None = None
+        self,
+        operation: str,
+        pixels: int,
+        lane: Lane = "interactive",
+        deadline: float = math.inf,
+        submitted: int | None = None,
+        kind: Hashable = None,
     ) -> Ticket:
         """Let a picture in, or not; to be used as a context manager.
 
@@ -165,6 +174,7 @@ class Batcher:
             lane: ``interactive`` or ``bulk``.
             deadline: on the batcher's clock; past it the result is of no use.
             submitted: pixels of all the items that it will submit, where they are not ``pixels``: tiles overlap.
+            kind: what else decides on how long its items take, and is part of their shape.
 
         Raises Overloaded when the service is full or closing, or cannot meet the deadline for what is ahead, and DeadlineMissed where this
         picture takes longer by itself.
@@ -172,7 +182,7 @@ class Batcher:
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
             raise stopping()
-        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline, submitted))
+        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline, submitted, kind))
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
         """Raise as ``admit`` does where even a small picture, coming now, could not be done in time: before anything of it is read.
@@ -192,7 +202,7 @@ class Batcher:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
         return self.admission.wait_s(lane)
 
-    async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int, twice: bool = True) -> None:
+    async def warm_up(self, operation: str, shape: Hashable, payload: Any, pixels: int, twice: bool = True, kind: Hashable = None) -> None:
         """Run a bucket at both of its sizes, to be called before there is traffic; learns how long they take.
 
         ``twice``: the first run, which makes the kernels, teaches nothing.
@@ -202,7 +212,10 @@ class Batcher:
         for size in dict.fromkeys((1, self.rows.waiting.limit((operation, shape)))):
             for timed in (False, True) if twice else (True,):
                 replies = [asyncio.get_running_loop().create_future() for _ in range(size)]
-                items = [Item((operation, shape), payload, pixels, "interactive", self._clock(), math.inf, 0.0, reply) for reply in replies]
+                items = [
+                    Item((operation, shape), payload, pixels, "interactive", self._clock(), math.inf, 0.0, reply, kind=kind)
+                    for reply in replies
+                ]
                 self._hand_over(Batch((operation, shape), items, size, timed))
                 for outcome in await asyncio.gather(*replies, return_exceptions=True):
                     if isinstance(outcome, BaseException):

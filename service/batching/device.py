@@ -5,7 +5,7 @@
 A device that works by itself, a GPU, is given the batch that is laid out while it computes the one in hand, and is never without work
 between two.  One that works in the call, a processor, begins the next when that returns.
 What can go wrong with a batch is dealt with here: too little memory (halved), an item that poisons its neighbours (each alone), a wrong
-number of results.  Knows nothing of lanes, deadlines or who asked.
+number of results.  A device that is lost ends the threads.  Knows nothing of lanes, deadlines or who asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from service.batching.replies import tell
 from service.batching.waiting import Batch, Bucket, Item
-from service.errors import DeviceFailed, OutOfMemory, SdcError
+from service.errors import DeviceFailed, DeviceLost, OutOfMemory, SdcError
 from service.telemetry import metrics, traces
 
 Ending = Callable[[], Sequence[Any]]
@@ -120,6 +120,11 @@ class DeviceThread:
                 outcomes = self._traced_outcomes(begun, since) if traces.on() else self._outcomes(begun)
                 ended = self._clock()
                 tell(self._loop, self._done, begun.batch, outcomes, ended - since)
+                lost = next((outcome for outcome in outcomes if isinstance(outcome, DeviceLost)), None)
+                if lost is not None:
+                    self._row.put(None)
+                    tell(self._loop, self._died, lost)
+                    return
         except BaseException as error:
             self._row.put(None)
             tell(self._loop, self._died, error)
@@ -161,6 +166,8 @@ class DeviceThread:
         outcome = _or_error(attempt)
         if not isinstance(outcome, SdcError):
             return list(outcome[: len(items)])
+        if isinstance(outcome, DeviceLost):
+            return [outcome] * len(items)
         # Here the exception's traceback, which keeps the failed batch's tensors alive, is gone.
         if isinstance(outcome, OutOfMemory):
             metrics.OUT_OF_MEMORY.inc()
@@ -181,15 +188,17 @@ def results_of(given: Sequence[Any] | Ending) -> Sequence[Any]:
 
 
 def _or_error(call: Callable[[], Given]) -> Given | SdcError:
-    """What a call gives, or the error that it raises, without its traceback."""
+    """What a call gives, or the error that it raises, without its traceback and those of what it came of."""
     try:
         return call()
     except SdcError as error:
-        return error.with_traceback(None)
+        failed = error
     except Exception as error:
         failed = DeviceFailed(f"the device failed: {type(error).__name__}")
         failed.__cause__ = error.with_traceback(None)
-        return failed
+        error.__context__ = None
+    failed.__context__ = None
+    return failed.with_traceback(None)
 
 
 def _checked(operation: str, size: int, results: Sequence[Any]) -> Sequence[Any]:

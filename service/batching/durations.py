@@ -46,12 +46,16 @@ class Durations:
     """Seconds of a batch of ``size`` items (padding included) of one operation and shape."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, dict[Hashable, _Line]] = {}
+        """by operation and kind"""
         self._seen: OrderedDict[tuple[str, Hashable, int], float] = OrderedDict()
 
-    def learn(self, operation: str, shape: Hashable, size: int, pixels: int, seconds: float) -> None:
-        """``pixels`` are those of one item; a ``shape`` of None says nothing of a bucket, only of the operation."""
-        self._lines.setdefault(operation, _Line()).learn(size * pixels, seconds)
+    def learn(self, operation: str, shape: Hashable, size: int, pixels: int, seconds: float, kind: Hashable = None) -> None:
+        """``pixels`` are those of one item; a ``shape`` of None says nothing of a bucket, only of the operation.
+
+        What takes other times for as many pixels is of another ``kind``, whatever the shape.
+        """
+        self._lines.setdefault(operation, {}).setdefault(kind, _Line()).learn(size * pixels, seconds)
         if shape is None:
             return
         key = (operation, shape, size)
@@ -60,13 +64,16 @@ class Durations:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    def predict(self, operation: str, shape: Hashable, size: int, pixels: int) -> float:
-        """What this bucket took at this size, or else what the operation takes for so many pixels; 0 where nothing is known."""
+    def predict(self, operation: str, shape: Hashable, size: int, pixels: int, kind: Hashable = None) -> float:
+        """What this bucket took at this size, or else what the operation takes for so many pixels; 0 where nothing is known.
+
+        Of a kind that was never seen it is believed that it takes what the first does.
+        """
         known = self._seen.get((operation, shape, size))
         if known is not None:
             return known
-        line = self._lines.get(operation)
-        return line.predict(size * pixels) if line else 0.0
+        lines = self._lines.get(operation)
+        return lines.get(kind, next(iter(lines.values()))).predict(size * pixels) if lines else 0.0
 
     def best_size(self, operation: str, shape: Hashable, waiting: int, pixels: int, largest: int) -> int:
         """1 or ``largest``: which gets ``waiting`` items done sooner, padding paid for.

@@ -54,9 +54,9 @@ class Rows:
     def submit(self, claim: Claim, shape: Hashable, payload: Any, pixels: int, reply: Any, trace: Any = None) -> Item:
         """An item of a picture waits for the device."""
         deadline = claim.deadline - claim.processor_s  # it must be coded or written afterwards
-        share = self._share(claim.operation, shape, pixels)
         item = Item(
-            (claim.operation, shape), payload, pixels, claim.lane, self._clock(), deadline, share, reply, claim.waited_s, trace=trace
+            (claim.operation, shape), payload, pixels, claim.lane, self._clock(), deadline, self._share(claim, shape, pixels), reply,
+            claim.waited_s, trace=trace, kind=claim.kind,
         )  # fmt: skip
         claim.waited_s = 0.0  # told once
         self.waiting.add(item)
@@ -86,7 +86,7 @@ class Rows:
         self.in_hand.remove(batch)
         self.busy_since = self._clock() if self.in_hand else None
         if seconds is not None:
-            self.durations.learn(*batch.bucket, batch.size, batch.items[0].pixels, seconds)
+            self.durations.learn(*batch.bucket, batch.size, batch.items[0].pixels, seconds, batch.items[0].kind)
 
     def expired(self) -> list[Item | Beginner]:
         """Take out everyone who would be late by now."""
@@ -107,7 +107,11 @@ class Rows:
 
     def running_s(self) -> float:
         """What the batches in hand take, as if they had just begun."""
-        return sum(self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels) for batch in self.in_hand)
+        return sum(map(self.predicted_s, self.in_hand))
+
+    def predicted_s(self, batch: Batch) -> float:
+        """What a batch takes; 0 where nothing is known."""
+        return self.durations.predict(*batch.bucket, batch.size, batch.items[0].pixels, batch.items[0].kind)
 
     def wait_s(self, lane: Lane) -> float:
         """Seconds until the device has done what reached it and goes before an item of this lane that comes now."""
@@ -117,10 +121,10 @@ class Rows:
         """When an item that is taken out now could begin: what the device is busy with is ahead of it."""
         return self._clock() if self.busy_since is None else max(self._clock(), self.busy_since + self.running_s())
 
-    def _share(self, operation: str, shape: Hashable, pixels: int) -> float:
+    def _share(self, claim: Claim, shape: Hashable, pixels: int) -> float:
         """Device time to count for an item: alone, or its part of a full batch where that is quicker and was seen."""
-        alone = self.durations.predict(operation, shape, 1, pixels)
-        largest = self.waiting.limit((operation, shape))
-        if self.durations.best_size(operation, shape, largest, pixels, largest) == 1:
+        bucket = (claim.operation, shape)
+        alone, largest = self.durations.predict(*bucket, 1, pixels, claim.kind), self.waiting.limit(bucket)
+        if self.durations.best_size(*bucket, largest, pixels, largest) == 1:
             return alone
-        return min(alone, self.durations.predict(operation, shape, largest, pixels) / largest)
+        return min(alone, self.durations.predict(*bucket, largest, pixels, claim.kind) / largest)

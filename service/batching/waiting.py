@@ -45,6 +45,8 @@ class Item:
     """the caller left"""
     trace: Any = None
     """the span it is part of"""
+    kind: Hashable = None
+    """see ``Durations.learn``; that of its bucket"""
 
     @property
     def operation(self) -> str:
@@ -113,7 +115,7 @@ class Waiting:
 
     def alone(self, item: Item) -> float:
         """Seconds the item takes by itself."""
-        return self.durations.predict(*item.bucket, 1, item.pixels)
+        return self.durations.predict(*item.bucket, 1, item.pixels, item.kind)
 
     def limit(self, bucket: Bucket) -> int:
         return min(self.max_batch, self.largest.get(bucket, self.max_batch))
@@ -142,7 +144,7 @@ class Waiting:
                 items.append(row.popleft())
         for item in items:
             self._left(item)
-        spent = self.durations.predict(*bucket, size, pixels) or 1e-9 * size * pixels
+        spent = self.durations.predict(*bucket, size, pixels, items[0].kind) or 1e-9 * size * pixels
         for item in items:
             self.used[item.lane] += spent / len(items) / WEIGHTS[item.lane]
         return Batch(bucket, items, 1 if len(items) == 1 else limit)

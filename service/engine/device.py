@@ -8,6 +8,8 @@ from typing import Literal
 import structlog
 import torch
 
+from service.errors import NoDevice
+
 Way = Literal["plain", "fused", "prepared", "winograd"]
 """of running networks; see ``pick_way``"""
 
@@ -15,10 +17,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """``auto`` is CUDA where there is one, else the CPU; raises NoDevice for one that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if gpus else "cpu") if wanted == "auto" else wanted)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        seen = f"{gpus or 'no'} GPU{'s' * (gpus > 1)}"
+        raise NoDevice(f"SDC_DEVICE={wanted}: torch {torch.__version__} sees {seen} here; auto takes what there is")
+    return device
 
 
 def pick_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:

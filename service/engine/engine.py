@@ -9,9 +9,10 @@ from one thread at a time; another may wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from service.engine.graphs import Recorder
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
 from service.engine.transfer import Array, Arrays, Laps, Transfer
-from service.errors import BadModel, DeviceFailed, OutOfMemory
+from service.errors import BadModel, DeviceFailed, DeviceLost, OutOfMemory
 from service.manifest import Manifest, Steps, read_manifest
 from service.telemetry import metrics
 
@@ -34,11 +35,16 @@ Latents = npt.NDArray[np.float32]
 DECODER_VERSION = 2
 """raised when the same latent comes to give other pixels; part of every render's validator"""
 
+NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""of ncnn, of torch on a processor, of CUDA and of its libraries: what says so, of errors that have no class of their own"""
+
 LARGE = 100_000_000
 """parameters from which compiling is worth the minutes it adds to the start"""
 
 Finish = Callable[[], tuple[Array, dict[str, float]]]
-"""waits for a batch: its result, and the seconds that the device spent on each stage; raises DeviceFailed, OutOfMemory"""
+"""waits for a batch: its result, and the seconds that the device spent on each stage; raises DeviceFailed, OutOfMemory, DeviceLost"""
+
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -246,7 +252,8 @@ class Engine:
             items: of the batch; so are ``others``, each (N, ...).
             shown: what is done with the result, on the device, before it is copied.
         """
-        with _memory_told(), torch.inference_mode():
+
+        def begin() -> Finish:
             laps = self._transfer.laps()
             result = run(self._networks, laps, items, *others)
             sound = self._transfer.back(result.isfinite().flatten(1).all(1))
@@ -254,15 +261,48 @@ class Engine:
             laps(stage)
             arrived = self._transfer.back(whole)
 
-        def finish() -> tuple[Array, dict[str, float]]:
-            with _memory_told(), torch.inference_mode():
+            def finish() -> tuple[Array, dict[str, float]]:
                 array = arrived()
                 for index in np.flatnonzero(~sound()).tolist():
                     one = slice(index, index + 1)
                     array[one] = self._again(run, shown, items[one], *(other[one] for other in others))
                 return array, laps.seconds()
 
-        return finish
+            return finish
+
+        finish = self._told(begin)
+        return lambda: self._told(finish)
+
+    @torch.inference_mode()
+    def _told(self, call: Callable[[], Result]) -> Result:
+        """What a call gives; torch's words for too little memory become OutOfMemory, from which the queue recovers.
+
+        Nothing of the failed call is kept, be it as a traceback or as the error that another came of: its tensors would be kept with it.
+        """
+        lost = False
+        try:
+            return call()
+        except (torch.OutOfMemoryError, MemoryError):
+            pass
+        except RuntimeError as error:
+            if not any(words in str(error) for words in NO_MEMORY):
+                lost = self._lost()
+                if not lost:
+                    raise
+        if lost:
+            raise DeviceLost("the device does not answer any more")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory("the picture does not fit into the device's memory")
+
+    def _lost(self) -> bool:
+        """Whether a device on which something failed does nothing more in this process, as a GPU after an illegal access."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
 
     def _again(self, run: Callable[..., torch.Tensor], shown: Callable[[torch.Tensor], torch.Tensor], *item: Arrays) -> Array:
         """One item whose result was not finite, in fp32; raises DeviceFailed if that fails too."""
@@ -273,25 +313,6 @@ class Engine:
         if not result.isfinite().all():
             raise DeviceFailed("the model gave no finite result for this picture")
         return self._transfer.back(shown(result))()
-
-
-@contextmanager
-def _memory_told() -> Iterator[None]:
-    """Turn torch's words for too little memory into OutOfMemory, from which the queue recovers; the traceback is left behind."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        failed = True
-    except RuntimeError as error:
-        if "not enough memory" not in str(error):  # the CPU allocator has no class of its own
-            raise
-        failed = True
-    else:
-        failed = False
-    if failed:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise OutOfMemory("the picture does not fit into the device's memory")
 
 
 def _patches(pictures: torch.Tensor, factor: int) -> torch.Tensor:

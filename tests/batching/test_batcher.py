@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from service.batching.batcher import Batcher, Ticket
 from service.batching.device import Ending
 from service.batching.waiting import Lane
-from service.errors import DeadlineMissed, DeviceFailed, OutOfMemory, Overloaded
+from service.errors import DeadlineMissed, DeviceFailed, DeviceLost, OutOfMemory, Overloaded
 
 
 class Device:
@@ -26,6 +26,7 @@ class Device:
         self.gate = threading.Event()
         self.gate.set()
         self.fail_on: set[Any] = set()
+        self.lose_on: set[Any] = set()
         self.short = False
         self.memory = 1000
         self.die_on: set[Any] = set()
@@ -55,6 +56,8 @@ class Device:
             raise SystemExit("the driver is gone")
         if len(items) > self.memory:
             raise OutOfMemory("too little memory")
+        if self.lose_on & set(items):
+            raise DeviceLost("an illegal access")
         if self.fail_on & set(items):
             raise ValueError("poison")
         return [item * item for item in items][: -1 if self.short else None]
@@ -454,13 +457,17 @@ def test_when_the_device_thread_dies_everyone_is_told_at_once() -> None:
     run(scenario)
 
 
-def test_a_stuck_device_is_not_alive() -> None:
+@pytest.mark.parametrize(("known_s", "longest"), [(0.1, 60), (10.0, 200), (None, 900)])
+def test_a_stuck_device_is_not_alive(known_s: float | None, longest: float) -> None:
+    """A minute, or twenty times as long as it should take; the first of a kind may take a quarter of an hour."""
     now = 0.0
 
     async def scenario(batcher: Batcher, device: Device) -> None:
         nonlocal now
+        if known_s is not None:
+            batcher.rows.durations.learn("square", "held", 1, 1, known_s)
         first = await held(batcher, device)
-        now += 59
+        now += longest - 1
         assert batcher.alive
         now += 2
         assert not batcher.alive
@@ -469,6 +476,28 @@ def test_a_stuck_device_is_not_alive() -> None:
         assert batcher.alive
 
     run(scenario, clock=lambda: now)
+
+
+def test_a_lost_device_ends_the_process() -> None:
+    """Every further call would fail, and nobody would restart a process that says it lives."""
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        device.lose_on = {2}
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(4)]
+        await settle()
+        device.gate.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(error, DeviceFailed) for error in done)
+        assert device.batches[1:] == [[0, 1, 2, 3]], "not tried again"
+        for thread in batcher._device._threads:
+            await asyncio.to_thread(thread.join)
+        await settle()
+        assert isinstance(batcher.death, DeviceLost)
+        assert not batcher.alive
+        await first
+
+    run(scenario)
 
 
 def test_what_expires_in_the_queue_is_never_computed() -> None:

@@ -9,6 +9,18 @@ def test_nothing_known_is_no_time() -> None:
     assert Durations().predict("encode", "s", 1, 100) == 0.0
 
 
+def test_kinds_are_told_apart() -> None:
+    """Eight steps of the U-Net take longer than one, for as many pixels: neither may be taken for the other."""
+    known = Durations()
+    for side in (100, 200, 300):
+        known.learn("render", (side, 1), 1, side, 0.1 + 0.001 * side, kind=1)
+        assert known.predict("render", None, 1, side, kind=8) == known.predict("render", None, 1, side, kind=1)
+    for side in (100, 200, 300):
+        known.learn("render", (side, 8), 1, side, 0.4 + 0.004 * side, kind=8)
+    assert known.predict("render", None, 1, 400, kind=1) == pytest.approx(0.5, rel=0.01)
+    assert known.predict("render", None, 1, 400, kind=8) == pytest.approx(2.0, rel=0.01)
+
+
 def test_a_bucket_remembers_its_own_time() -> None:
     known = Durations()
     for _ in range(40):

@@ -1,8 +1,12 @@
+import asyncio
+import gc
 import json
 import re
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
 
+from service.batching.batcher import Batcher
 from service.checkpoints.pulling import pull
 from service.engine.device import pick_device, pick_dtype
-from service.engine.engine import Engine
-from service.errors import BadModel, DeviceFailed
+from service.engine.engine import Engine, Latents, Pixels
+from service.errors import BadModel, DeviceFailed, DeviceLost, NoDevice, OutOfMemory
 from service.settings import BUNDLED_MODEL
 from tests.checkpoints.conftest import make_checkpoint
 from tests.conftest import build_model, make_picture, psnr
@@ -142,6 +147,107 @@ def test_a_latent_that_cannot_be_decoded_is_an_error(small_model: Path) -> None:
     engine = Engine(small_model)
     with pytest.raises(DeviceFailed):
         engine.decode(np.full((1, 4, 2, 2), np.nan, np.float32))
+
+
+def test_nothing_is_kept_of_a_batch_that_did_not_fit(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else its tensors take the place of the smaller batches that it is tried again in."""
+    engine, held, alive = Engine(small_model, dtype="float32"), [], []
+    whole = engine._networks.decode
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        alive.append([tensor() is not None for tensor in held])
+        result = whole(latents)
+        held.append(weakref.ref(result))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    def render(items: Sequence[Latents]) -> Callable[[], Sequence[Pixels]]:
+        finish = engine.begin_render(items, np.zeros(len(items), np.float32), 0)
+        return lambda: list(finish()[0])
+
+    monkeypatch.setattr(engine._networks, "decode", decode)
+    latents = np.random.default_rng(0).normal(size=(4, 4, 2, 2)).astype(np.float32)
+
+    async def main() -> list[Pixels]:
+        batcher = Batcher({"render": render}, 4, 1000)
+        try:
+            first = asyncio.create_task(batcher.submit("render", "other", latents[0], 1))
+            found = await asyncio.gather(*(batcher.submit("render", "s", latent, 1) for latent in latents))
+            await first
+            return found
+        finally:
+            await batcher.close()
+
+    gc.disable()
+    try:
+        found = asyncio.run(main())
+    finally:
+        gc.enable()
+    assert (np.stack(found) == np.concatenate([engine.decode(latents[:2]), engine.decode(latents[2:])])).all()
+    assert len(alive) == 6
+    assert not any(map(any, alive))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("ncnn: not enough memory"),
+        MemoryError("Unable to allocate 9. GiB for an array"),
+    ],
+)
+def test_words_for_too_little_memory(small_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    engine = Engine(small_model)
+    monkeypatch.setattr(engine._networks, "decode", Mock(side_effect=error))
+    with pytest.raises(OutOfMemory) as told:
+        engine.decode(np.zeros((1, 4, 2, 2), np.float32))
+    assert told.value.__context__ is None
+
+
+def test_too_little_memory_for_a_tensor_is_known_by_torchs_own_words(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(small_model)
+    monkeypatch.setattr(engine._networks, "decode", lambda _: torch.empty(1 << 46))
+    with pytest.raises(OutOfMemory):
+        engine.decode(np.zeros((1, 4, 2, 2), np.float32))
+
+
+def test_a_device_that_failed_is_asked_whether_it_is_still_there(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, latent = Engine(small_model), np.zeros((1, 4, 2, 2), np.float32)
+    illegal = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(engine._networks, "decode", Mock(side_effect=illegal))
+    with pytest.raises(RuntimeError, match="illegal"):  # of a processor nothing is lost
+        engine.decode(latent)
+    asked = Mock()
+    monkeypatch.setattr(torch.cuda, "synchronize", asked)
+    monkeypatch.setattr(engine, "device", torch.device("cuda:0"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        engine._told(Mock(side_effect=illegal))
+    asked.side_effect = illegal
+    with pytest.raises(DeviceLost):
+        engine._told(Mock(side_effect=illegal))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "found"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1")]
+)
+def test_the_device_that_is_there(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int, found: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert pick_device(wanted) == torch.device(found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "told"), [("cuda", 0, "no GPU here"), ("cuda:1", 1, "1 GPU here"), ("cuda:2", 2, "2 GPUs here")]
+)
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, wanted: str, gpus: int, told: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(NoDevice, match=f"SDC_DEVICE={wanted}: .* sees {told}"):
+        pick_device(wanted)
 
 
 def test_device_and_dtype() -> None:
