@@ -21,7 +21,7 @@ from service.api.middleware import BodyLimit, Telling, Varying
 from service.api.services import Services
 from service.api.variants import Variants
 from service.batching.admission import whole_seconds
-from service.errors import SdcError
+from service.errors import SdcError, first_line
 from service.pipeline import open_pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore
@@ -56,13 +56,13 @@ def create_app(settings: Settings) -> FastAPI:
                 objects = open_store(settings.store_url, settings.store_timeout_s)
                 store, cache = BlobStore(objects), RenderCache(objects, settings.render_cache_bytes, settings.render_memory_bytes)
                 await store.check()
-                await cache.open()
+                cache.open()
+                stack.push_async_callback(cache.close)
                 leases = Leases(objects, settings.lease_s if settings.render_cache_bytes else 0)
                 stack.push_async_callback(leases.close)
-                stack.push_async_callback(cache.close)
                 pipeline = await stack.enter_async_context(open_pipeline(settings))
             except SdcError as error:
-                because = {"cause": str(error.__cause__).partition("\n")[0]} if error.__cause__ else {}
+                because = {"cause": first_line(error.__cause__)} if error.__cause__ else {}
                 log.error("start failed", kind=error.kind, detail=error.detail, **because)
                 raise
             except Exception:

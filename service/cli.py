@@ -19,7 +19,7 @@ from rich.table import Table
 
 from service import __version__
 from service.commands import bench, files, models
-from service.commands.terminal import Model, errors_told, out, settings_of, show, write_whole
+from service.commands.terminal import Model, errors_told, in_words, out, settings_of, show, write_whole
 from service.errors import BadParameter
 
 app = typer.Typer(help="Photographs as a few kilobytes of latent.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -150,7 +150,7 @@ def doctor(model: Model = None) -> None:
             table.add_row(name, probe())
         except Exception as error:
             ok = False
-            table.add_row(name, f"[red]{escape(str(getattr(error, 'detail', error)))}[/]")
+            table.add_row(name, f"[red]{escape(in_words(error))}[/]")
 
     def load(folder: Path) -> str:
         from service.loading import load_model
@@ -158,7 +158,7 @@ def doctor(model: Model = None) -> None:
         return load_model(settings.model_copy(update={"model": folder}))[0].description
 
     def store() -> str:
-        asyncio.run(BlobStore(open_store(settings.store_url)).check())
+        asyncio.run(BlobStore(open_store(settings.store_url, settings.store_timeout_s)).check())
         return f"{settings.store_url.partition('?')[0]} answers"
 
     check("python", lambda: sys.version.split()[0])

@@ -183,8 +183,25 @@ class DeadlineMissed(Overloaded):
     kind = "deadline-missed"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of others says, without what follows."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class StoreUnavailable(SdcError):
+    """The store failed, refused, or is left alone because it did not answer."""
+
     kind = "store-unavailable"
+
+    @property
+    def has_own_words(self) -> bool:
+        """Whether the store said something itself."""
+        return self.__cause__ is not None and not isinstance(self.__cause__, TimeoutError)
+
+    @property
+    def in_full(self) -> str:
+        """With the store's own words, for whoever runs the program; they are nothing for callers, for they name keys and addresses."""
+        return f"{self.detail}: {first_line(self.__cause__)}" if self.has_own_words and self.__cause__ else self.detail
 
 
 class StoreTooSlow(StoreUnavailable):

@@ -165,7 +165,7 @@ async def _made_once(services: Services, wanted: Wanted, deadline: float) -> Sho
     blob_id, started = wanted.address.blob_id, time.perf_counter()
     while True:
         try:
-            lease = await services.leases.take(blob_id, wanted.name, deadline)
+            lease = await services.leases.take(wanted.name, deadline)
         except TimeoutError:
             raise missed("another replica was making this picture and the deadline passed") from None
         if lease is not None:

@@ -65,6 +65,7 @@ def reply_to(error: errors.SdcError) -> Response:
     """The reply for an error of our own."""
     headers: dict[str, str] = {}
     extra: dict[str, Any] = {}
+    detail = error.detail
     if isinstance(error, errors.Overloaded):
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, errors.QuotaExceeded):
@@ -73,6 +74,7 @@ def reply_to(error: errors.SdcError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="sdc"'
     elif isinstance(error, errors.StoreUnavailable):
         headers["Retry-After"] = "5"
+        detail += ": its own words are in the service's log" if error.has_own_words else ""
     elif isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     elif isinstance(error, errors.SizeUnreachable):
@@ -82,7 +84,7 @@ def reply_to(error: errors.SdcError) -> Response:
     elif isinstance(error, errors.UnsupportedInput):
         extra["accepted"] = list(ACCEPTED_TYPES)
         headers["Accept"] = ", ".join(ACCEPTED_TYPES)
-    return problem(status_of(error), error.kind, error.detail, headers, **extra)
+    return problem(status_of(error), error.kind, detail, headers, **extra)
 
 
 def answer(error: errors.SdcError) -> Response:

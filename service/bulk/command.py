@@ -29,8 +29,8 @@ from service.telemetry import logs
 COUNTED_AHEAD = 100_000
 """so many sources are listed before the work begins: where that is all of them the bar knows its end"""
 SHOWN_FAILURES = 10
-INTERRUPTED = 130
-"""exit code of what a signal ended"""
+SOME_FAILED, INTERRUPTED = 3, 130
+"""exit codes of a run that came to its end with pictures that failed, and of what a signal ended; 1 is of one that could not go on"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Asked:
 
 
 def main(settings: Settings, asked: Asked, err: Console) -> int:
-    """Run and show; returns the exit code: 0, 1 when some failed, 130 after an interrupt.  Raises what stops it, an SdcError."""
+    """Run and show; returns the exit code: 0, ``SOME_FAILED``, or 130 after an interrupt.  Raises what stops it, an SdcError."""
     refuse_overlap(asked.origin, asked.destination, asked.manifest)
     if asked.tag is not None:
         check_tag(asked.tag)
@@ -79,7 +79,7 @@ def main(settings: Settings, asked: Asked, err: Console) -> int:
         stack.enter_context(_interruptible(stop, progress))
         tally = record(batches, writer, _Shown(progress, task).row)
     _sum_up(tally, asked.manifest, stop.is_set(), err)
-    return INTERRUPTED if stop.is_set() else int(tally.count["failed"] > 0)
+    return INTERRUPTED if stop.is_set() else SOME_FAILED if tally.count["failed"] else 0
 
 
 def _counted(sources: Iterator[Source]) -> tuple[Iterator[Source], int | None]:

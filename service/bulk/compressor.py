@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from service.bulk.room import Room
 from service.bulk.rows import UNKNOWN, Columns, Row, Source, sources_of, to_columns
 from service.bulk.sources import Reader
 from service.codec import container
-from service.errors import BadParameter, CorruptBlob, DeviceFailed, Gone, NotABlob, SdcError, TooManyBytes
+from service.errors import BadParameter, CorruptBlob, DeviceFailed, Gone, NotABlob, SdcError, StoreUnavailable, TooManyBytes
 from service.imaging.opening import picture_size
 from service.options import CompressOptions
 from service.pipeline import Compressed, Pipeline, open_pipeline
@@ -29,6 +30,9 @@ from service.settings import Settings
 from service.storage.blobs import BlobStore, Facts
 from service.storage.keeping import add_tag, keep, tagged
 from service.storage.objects import open_store
+
+STORE_PAUSE_S, STORE_PATIENCE_S = 2.0, 60.0
+"""a source for which a store failed is tried again after so long, and given up after so long"""
 
 Result = TypeVar("Result")
 
@@ -142,12 +146,24 @@ class Compressor:
         try:
             if source.problem:
                 raise BadParameter(source.problem)
-            return await self._compress(source)
+            return await self._patiently(source)
         except SdcError as error:
             return Row.of_failure(source, None, error)
         except Exception as error:
             structlog.get_logger().exception("bulk failed", source=source.source)
             return Row.of_failure(source, None, SdcError(f"{type(error).__name__}: the log has its trace"))
+
+    async def _patiently(self, source: Source) -> Row:
+        """Compress, and again where a store failed: one that is away for a moment shall not cost the pictures of that moment."""
+        first: float | None = None
+        while True:
+            try:
+                return await self._compress(source)
+            except StoreUnavailable:
+                first = first or time.monotonic()
+                if time.monotonic() + STORE_PAUSE_S > first + STORE_PATIENCE_S:
+                    raise
+            await asyncio.sleep(STORE_PAUSE_S)
 
     async def _compress(self, source: Source) -> Row:
         size = await self._reader.size(source.source) if source.source_bytes == UNKNOWN else source.source_bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from service.errors import SdcError
+from service.errors import SdcError, StoreUnavailable
 
 UNKNOWN = -1
 """a size that nobody has told; not None, which would turn a column of sizes into floats on its way"""
@@ -50,7 +50,8 @@ class Row:
     def of_failure(cls, source: Source, blob_id: str | None, error: SdcError) -> Row:
         """The row of a source that could not be compressed."""
         size = None if source.source_bytes == UNKNOWN else source.source_bytes
-        return cls(source.source, blob_id, "failed", None, None, None, size, error.kind, error.detail)
+        detail = error.in_full if isinstance(error, StoreUnavailable) else error.detail
+        return cls(source.source, blob_id, "failed", None, None, None, size, error.kind, detail)
 
 
 ROW_COLUMNS = tuple(field.name for field in dataclasses.fields(Row))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -18,11 +19,11 @@ from urllib.parse import unquote
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import from_url
+from obstore.store import ObjectStore
 
 from service.bulk.parquet import column_of
 from service.bulk.rows import UNKNOWN, Source
-from service.errors import BadParameter, NotFound, StoreUnavailable
+from service.errors import BadParameter, NotFound, StoreUnavailable, first_line
 from service.storage.objects import Objects, open_store, remote
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
@@ -89,7 +90,11 @@ def _split(address: str) -> tuple[str, str]:
     """An address up to its host, and the path below, which may have ``#`` and ``?`` in it: a photograph's name is no page's."""
     scheme, _, rest = address.partition("://")
     host, _, path = rest.partition("/")
-    return (FILE if scheme.lower() == "file" else f"{scheme}://{host}"), unquote(path)
+    if scheme.lower() != "file":
+        return f"{scheme}://{host}", unquote(path)
+    if host not in ("", "localhost"):
+        raise BadParameter(f"{address} names a machine, '{host}': a file's address has three slashes, file:///folder/name")
+    return FILE, unquote(path)
 
 
 def _resolved(place: str) -> str:
@@ -171,13 +176,25 @@ def _escaped(name: str) -> str:
 
 def _in_store(address: str, wanted: Wanted) -> Iterator[Source]:
     try:
-        store = from_url(address) if address.startswith(FILE) else remote(address, LISTING_S)
+        store = remote(address, LISTING_S)
         for part in obstore.list(store, chunk_size=LISTED_AT_ONCE):
             for each in part:
-                if wanted(each["path"]) and not any(step.startswith(".") for step in each["path"].split("/")):
-                    yield Source(each["path"], int(each["size"]))
+                name, size = each["path"], int(each["size"])
+                if wanted(name) and not any(step.startswith(".") for step in name.split("/")) and (size or _is_object(store, name)):
+                    yield Source(name, size)
     except (OSError, ValueError, BaseError) as error:
-        raise StoreUnavailable(f"{address} cannot be listed: {str(error).splitlines()[0]}") from error
+        words, hint = first_line(error), ""
+        if "invalid path" in words:
+            hint = "; objects behind it cannot be listed either: rename it, or give a manifest of the others' names (docs/BULK.md)"
+        raise StoreUnavailable(f"{address} cannot be listed: {words}{hint}") from error
+
+
+def _is_object(store: ObjectStore, name: str) -> bool:
+    """Whether what is listed as empty is there under that name; not so the marks of folders, whose names end in a slash that is lost."""
+    try:
+        return bool(name) and obstore.head(store, name) is not None
+    except FileNotFoundError:
+        return False
 
 
 def _in_manifest(path: Path, column: str, wanted: Wanted) -> Iterator[Source]:
@@ -235,15 +252,16 @@ class Reader:
         objects, path = self._place(name)
         if objects is None:
             return await asyncio.to_thread(_told, name, lambda: Path(path).stat().st_size)
-        length = await objects.size(path)
-        return _found(name, length)
+        with _askable(name):
+            return _found(name, await objects.size(path))
 
     async def read(self, name: str) -> bytes:
         """A source's bytes; raises NotFound and StoreUnavailable."""
         objects, path = self._place(name)
         if objects is None:
             return await asyncio.to_thread(_told, name, Path(path).read_bytes)
-        return _found(name, await objects.read(path))
+        with _askable(name):
+            return _found(name, await objects.read(path))
 
     def _place(self, name: str) -> tuple[Objects | None, str]:
         """The store, None for this machine's files, and the path in it."""
@@ -258,6 +276,15 @@ class Reader:
         if address not in self._stores:
             self._stores[address] = open_store(address, self._timeout_s)
         return self._stores[address]
+
+
+@contextmanager
+def _askable(name: str) -> Iterator[None]:
+    """Say in our words that a name is none that an object store can be asked for by this program: with a step ``..``, or none at all."""
+    try:
+        yield
+    except ValueError as error:
+        raise NotFound(f"{name} is no name that can be asked for here: {first_line(error)}") from error
 
 
 def _found(name: str, value: Found | None) -> Found:

@@ -118,7 +118,8 @@ def bulk(
 ) -> None:
     """A back-catalogue to a store, without a server: the ids, files and sidecars that POST /compress would make.
 
-    What is stored already costs no device time, so a run that was cut short is simply started again.  Exit 1 when some failed.
+    What is stored already costs no device time, so a run that was cut short is simply started again.  Exit 3 when some failed, 1 when
+    the run could not go on.
     """
     from service.bulk import command
     from service.bulk.sources import understand

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.errors import SdcError
+from service.errors import SdcError, StoreUnavailable
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -31,7 +31,9 @@ def complain(words: str) -> None:
 
 
 def in_words(error: Exception) -> str:
-    """What went wrong with one file, in a line."""
+    """What went wrong, in a line."""
+    if isinstance(error, StoreUnavailable):
+        return error.in_full
     if isinstance(error, SdcError):
         return error.detail
     if isinstance(error, OSError) and error.strerror:
@@ -54,7 +56,7 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except SdcError as error:
-        complain(error.detail)
+        complain(in_words(error))
         raise typer.Exit(1) from error
 
 

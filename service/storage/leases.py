@@ -1,6 +1,6 @@
 """Of several replicas that want the same picture at the same moment one makes it; the others wait for it.
 
-    leases/<id>/<variant>/<generation>
+    leases/<name of the picture>.<generation>
 
 Whoever creates an object of that name has the lease, and takes it away when the picture is in the store.  A lease that somebody has watched
 for ``lease_s``, or that is plainly older, is of a process that died: the next generation may be taken, which again only one can.
@@ -64,16 +64,17 @@ class Leases:
         self._objects, self._lease_s, self._clock, self._pause = objects, lease_s, clock, pause
         self._releasing: set[asyncio.Task[None]] = set()
 
-    async def take(self, blob_id: str, variant: str, deadline: float) -> Lease | None:
+    async def take(self, name: str, deadline: float) -> Lease | None:
         """The right to make a picture, or None where another replica has given its own back, having made it or not.
 
+        ``name`` is the picture's, and has no slashes: a folder store keeps the folders that it makes.
         Waits while another has it.  Raises TimeoutError at ``deadline``, on the monotonic clock.
         """
         if not self._lease_s:
             return Lease(self._objects, [])
         paths: list[str] = []
         while True:
-            paths.append(f"{PREFIX}/{blob_id}/{variant}/{len(paths)}")
+            paths.append(f"{PREFIX}/{name}.{len(paths)}")
             try:
                 if await self._objects.create(paths[-1], f"{os.getpid()}".encode()):
                     metrics.LEASES.labels(result="expired" if len(paths) > 1 else "taken").inc()

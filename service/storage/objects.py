@@ -15,10 +15,10 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -26,7 +26,7 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from service.errors import StoreTooSlow, StoreUnavailable
+from service.errors import StoreTooSlow, StoreUnavailable, first_line
 from service.storage.breaker import Breaker
 from service.telemetry import metrics
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 CONCURRENT_CALLS = 16
+YOUNG_S = 60.0
 RETRIES = 3
 PLAIN_HTTP = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP", "AZURE_STORAGE_ENDPOINT", "AZURE_ALLOW_HTTP")
 """variables of obstore by which somebody says that the store is to be asked without TLS: an address of http, or the permission"""
@@ -145,14 +146,19 @@ class Objects:
         except FileNotFoundError:
             pass
 
-    async def list(self, prefix: str) -> list[tuple[str, int]]:
-        """Path and size of everything under a prefix, what was written longest ago first."""
+    async def tidy(self, prefix: str) -> None:
+        """On a folder: take away those under a prefix in which nothing is any more, but for this minute's.  The store never does."""
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            await asyncio.to_thread(_without_empty_folders, Path(self._store.prefix, prefix))
+
+    async def list(self, prefix: str, in_time: bool = True) -> list[tuple[str, int]]:
+        """Path and size of everything under a prefix, what was written longest ago first; ``in_time``: or StoreTooSlow."""
 
         def listed() -> list[tuple[str, int]]:
             found = [each for part in obstore.list(self._store, prefix=prefix) for each in part]
             return [(each["path"], int(each["size"])) for each in sorted(found, key=lambda each: each["last_modified"])]
 
-        return await self._call("list", listed)
+        return await self._call("list", listed) if in_time else await self._answer(self._run(listed), None)
 
     async def _call(
         self, operation: Operation, call: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
@@ -161,23 +167,25 @@ class Objects:
         guarded: AbstractContextManager[None] = nullcontext() if breaker is None else breaker.trying()
         try:
             with guarded, metrics.STORE_SECONDS.labels(op=operation).time():
-                running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
-                return await self._answer(running)
+                return await self._answer(self._run(lambda: call(*args, **kwargs)), self._timeout_s)
         except StoreUnavailable:
             metrics.STORE_ERRORS.labels(op=operation).inc()
             raise
 
-    async def _answer(self, running: asyncio.Future[Result]) -> Result:
+    def _run(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def _answer(self, running: asyncio.Future[Result], timeout_s: float | None) -> Result:
         try:
-            return await asyncio.wait_for(running, self._timeout_s)
+            return await asyncio.wait_for(running, timeout_s)
         except (FileNotFoundError, AlreadyExistsError):
             raise
         except TimeoutError as error:
-            raise StoreTooSlow(f"the store did not answer within {self._timeout_s:g} s") from error
+            raise StoreTooSlow(f"the store did not answer within {timeout_s:g} s") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise StoreUnavailable("the store refused this service's credentials: its own words are in the service's log") from error
+            raise StoreUnavailable("the store refused this service's credentials") from error
         except (OSError, BaseError) as error:
-            raise StoreUnavailable("the store failed: its own words are in the service's log") from error
+            raise StoreUnavailable("the store failed") from error
 
 
 def open_store(url: str, timeout_s: float = 10.0) -> Objects:
@@ -188,14 +196,17 @@ def open_store(url: str, timeout_s: float = 10.0) -> Objects:
     scheme = scheme.lower()
     try:
         if scheme == "file":
-            folder = Path(unquote(urlsplit(url).path))
+            parts = urlsplit(url)
+            if parts.netloc not in ("", "localhost"):
+                raise StoreUnavailable(f"{url} names a machine, '{parts.netloc}': a folder's address has three slashes, file:///folder")
+            folder = Path(unquote(parts.path))
             folder.mkdir(parents=True, exist_ok=True)
             return Objects(LocalStore(folder), timeout_s)
         if scheme == "memory":
             return Objects(MemoryStore(), timeout_s)
         return Objects(remote(url, timeout_s), timeout_s)
     except (OSError, ValueError, BaseError) as error:
-        raise StoreUnavailable(f"the store {scheme}:// cannot be opened: {_first_line(error)}") from error
+        raise StoreUnavailable(f"the store {scheme}:// cannot be opened: {first_line(error)}") from error
 
 
 def remote(url: str, timeout_s: float) -> ObjectStore:
@@ -217,5 +228,9 @@ def remote(url: str, timeout_s: float) -> ObjectStore:
     )
 
 
-def _first_line(error: Any) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _without_empty_folders(folder: Path) -> None:
+    before = time.time() - YOUNG_S  # a younger one may be made for what is being written
+    for here, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # there is something in it, or it is gone
+            if Path(here).stat().st_mtime < before:
+                Path(here).rmdir()

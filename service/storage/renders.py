@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Coroutine
 
 import structlog
 
@@ -40,15 +41,32 @@ class RenderCache:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """least recently used first; only where bounded"""
         self._bytes = 0
-        self._writing: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> None:
-        """Take stock of what an earlier process left."""
-        if not self._bounded:
-            return
-        for path, size in await self._objects.list(f"{PREFIX}/"):
-            self._note(path, size)
-        await self._evict()
+    def open(self) -> None:
+        """Begin to take stock of what an earlier process left; ``close`` waits for the end.
+
+        In the background: of hundreds of thousands of pictures that takes longer than anybody waits for a start.
+        """
+        if self._bounded:
+            self._in_background(self._take_stock())
+
+    async def _take_stock(self) -> None:
+        try:
+            await self._objects.tidy(PREFIX)
+            for path, size in reversed(await self._objects.list(f"{PREFIX}/", in_time=False)):
+                if path not in self._sizes:
+                    self._note(path, size)
+                    self._sizes.move_to_end(path, last=False)  # what came meanwhile is younger
+            await self._evict()
+        except StoreUnavailable as error:
+            self._failed(error)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return task
 
     def in_memory(self, blob_id: str, variant: str) -> bytes | None:
         """The picture, where it can be had without waiting."""
@@ -89,10 +107,7 @@ class RenderCache:
         self._remember(_path(blob_id, variant), content)
         if not self._max_bytes or len(content) > self._max_bytes:
             return None
-        task = asyncio.get_running_loop().create_task(self._write(_path(blob_id, variant), content))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-        return task
+        return self._in_background(self._write(_path(blob_id, variant), content))
 
     async def forget(self, blob_id: str) -> None:
         """Delete every picture of a blob, those that are being written included.  Raises StoreUnavailable."""
@@ -104,8 +119,8 @@ class RenderCache:
             self._forget(path)
 
     async def close(self) -> None:
-        """Wait for what is being written."""
-        await asyncio.gather(*self._writing)
+        """Wait for what is being written, and for the stock."""
+        await asyncio.gather(*self._working)
 
     async def _write(self, path: str, content: bytes) -> None:
         try:

@@ -53,7 +53,7 @@ def test_all_good_then_all_known_then_one_bad(model: Path, photos_folder: Path, 
     assert stored(store) == {each.id for each in made}
     assert {path.stem for path in (store / "blobs").glob("*.json")} == stored(store)
     (photos_folder / "[red]bad.jpg").write_bytes(b"no picture")
-    told = bulk(photos_folder, store, "--manifest", tmp_path / "out.parquet", code=1)
+    told = bulk(photos_folder, store, "--manifest", tmp_path / "out.parquet", code=3)
     assert "5 known, 1 failed" in told
     assert "error: [red]bad.jpg: these bytes are no picture" in told
     again = read(tmp_path / "out.parquet")
@@ -157,7 +157,7 @@ def test_ctrl_c_finishes_what_is_in_hand_and_leaves_a_manifest(model: Path, phot
     assert {each.id for each in rows if each.id} == stored(tmp_path / "store")
     assert not (tmp_path / "out.jsonl.partial").exists()
     (photos_folder / "pipe").unlink()
-    bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=1)
+    bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=3)
     again = Counter(each.status for each in read(tmp_path / "out.jsonl"))
     assert again == {"known": counts["made"], "made": 116 - counts["made"], "failed": 4}
 
@@ -172,7 +172,7 @@ def test_kill_loses_nothing_that_was_written_down_and_the_next_run_completes(mod
     assert kept <= stored(tmp_path / "store")
     before = {path.name: path.read_bytes() for path in (tmp_path / "store" / "blobs").glob("*.sdc")}
     (photos_folder / "pipe").unlink()
-    out = bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=1)
+    out = bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=3)
     assert "a run that was killed" in out
     rows = read(tmp_path / "out.jsonl")
     assert len(rows) == 120

@@ -235,6 +235,32 @@ def test_cancelling_ends_the_calls_and_no_more(job: JobMaker, monkeypatch: pytes
         assert rows(compressor, "p0.png")[0].status == "made"
 
 
+def test_a_store_that_is_away_for_a_moment_costs_no_picture(job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STORE_PAUSE_S", 0.01)
+    real, away = Objects.read, 3
+
+    async def read(self: Objects, path: str) -> bytes | None:
+        nonlocal away
+        if away:
+            away -= 1
+            raise StoreUnavailable("the store did not answer lately and is left alone for some seconds")
+        return await real(self, path)
+
+    with Compressor(job()) as compressor:
+        monkeypatch.setattr(Objects, "read", read)
+        assert rows(compressor, "p0.png")[0].status == "made"
+        away = 10**9
+        monkeypatch.setattr(module, "STORE_PATIENCE_S", 0.1)
+        failed = rows(compressor, "p1.png")[0]
+        assert (failed.status, failed.error) == ("failed", "store-unavailable")
+
+
+def test_the_stores_own_words_are_in_the_row() -> None:
+    error = StoreUnavailable("the store failed")
+    error.__cause__ = OSError("507: the bucket is over its quota\nDebug source: ...")
+    assert Row.of_failure(Source("p0.png"), None, error).detail == "the store failed: 507: the bucket is over its quota"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_device_ends_the_run(job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*_: object, **__: object) -> None:

@@ -71,6 +71,22 @@ def test_a_long_listing_comes_page_by_page(s3: Any, monkeypatch: pytest.MonkeyPa
     assert [each.source_bytes for each in found] == [1, 2, 3, 4]
 
 
+def test_marks_of_folders_are_no_pictures(s3: Any) -> None:
+    """Consoles make them: empty objects whose names end in a slash, one of the prefix itself among them."""
+    for key, body in (("shop/", b""), ("shop/summer/", b""), ("shop/summer/1.png", b"x"), ("shop/empty.png", b"")):
+        s3.put_object(Bucket="photos", Key=key, Body=body)
+    found = [(each.source, each.source_bytes) for each in listed(understand("s3://photos/shop"), [])]
+    assert sorted(found) == [("empty.png", 0), ("summer/1.png", 1)]
+
+
+def test_a_name_that_ends_the_listing_is_told(s3: Any) -> None:
+    s3.put_object(Bucket="photos", Key="shop//2.png", Body=b"x")
+    with pytest.raises(StoreUnavailable, match=r"shop//2.*rename it, or give a manifest"):
+        list(listed(understand("s3://photos"), []))
+    with pytest.raises(NotFound, match="no name that can be asked for"):
+        asyncio.run(Reader("s3://photos", 10.0).read("shop//2.png"))
+
+
 def test_what_is_not_there_is_told(s3: Any) -> None:
     with pytest.raises(NotFound, match=r"there is no nowhere\.jpg"):
         asyncio.run(Reader("s3://photos", 10.0).read("nowhere.jpg"))

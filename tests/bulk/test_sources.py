@@ -237,6 +237,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("folder", NotFound),
         ("nul\0", NotFound),
         ("nonsense://x/y", StoreUnavailable),
+        ("file://x/y", BadParameter),
         ("s3://[x/y", StoreUnavailable),
     ):
         with pytest.raises(error):

@@ -15,6 +15,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from service.bulk.command import SOME_FAILED
 from service.cli import app
 from tests.deploy.manifests import KUBERNETES, read
 
@@ -81,7 +82,9 @@ def test_nobody_is_root_and_secrets_are_not_written_down() -> None:
 
 
 def test_the_command_is_one_that_there_is() -> None:
-    program, command, *arguments = shlex.split(JOB["spec"]["entrypoint"])
+    line, _, otherwise = JOB["spec"]["entrypoint"].partition(" || ")
+    assert otherwise == f"test $? -eq {SOME_FAILED}"
+    program, command, *arguments = shlex.split(line)
     assert (program, command) == ("sdc", "bulk")
     options = {name for parameter in get_command(app).commands["bulk"].params for name in parameter.opts}  # type: ignore[attr-defined]
     given = {each: following for each, following in zip(arguments, [*arguments[1:], ""], strict=True) if each.startswith("--")}

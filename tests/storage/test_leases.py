@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -8,7 +9,7 @@ from service.errors import StoreUnavailable
 from service.storage.leases import SKEW_S, Lease, Leases
 from service.storage.objects import Objects, open_store
 
-ID, VARIANT = "a" * 26, "webp.q80"
+NAME = f"{'a' * 26}.webp.q80"
 
 
 class Time:
@@ -41,7 +42,7 @@ def count(result: str) -> float:
 
 
 async def taken(leases: Leases, deadline: float = 1e9) -> Lease:
-    lease = await leases.take(ID, VARIANT, deadline)
+    lease = await leases.take(NAME, deadline)
     assert lease is not None
     return lease
 
@@ -52,10 +53,19 @@ def test_one_has_it_the_other_waits_until_it_is_given_back(objects: Objects) -> 
         time = Time()
         first = await taken(leases(objects, time))
         time.events.append((103.0, first.release))
-        assert await leases(objects, time).take(ID, VARIANT, 1e9) is None
+        assert await leases(objects, time).take(NAME, 1e9) is None
         assert 103 <= time.now < 104
         assert await objects.list("leases/") == []
-        assert await leases(objects, time).take(ID, VARIANT, 1e9) is not None
+        assert await leases(objects, time).take(NAME, 1e9) is not None
+
+    run(check)
+
+
+def test_no_folders_are_left(tmp_path: Path) -> None:
+    async def check() -> None:
+        lease = await taken(leases(open_store(f"file://{tmp_path}"), Time()))
+        await lease.release()
+        assert list((tmp_path / "leases").iterdir()) == []
 
     run(check)
 
@@ -64,8 +74,7 @@ def test_other_pictures_have_leases_of_their_own() -> None:
     async def check() -> None:
         objects = open_store("memory:///")
         await taken(leases(objects, Time()))
-        assert await leases(objects, Time()).take(ID, "png", 1e9) is not None
-        assert await leases(objects, Time()).take("b" * 26, VARIANT, 1e9) is not None
+        assert await leases(objects, Time()).take("another.png", 1e9) is not None
 
     run(check)
 
@@ -81,10 +90,10 @@ def test_a_lease_of_a_dead_process_ends(objects: Objects) -> None:
         assert 110 <= time.now < 111
         assert count("expired") == expired + 1
         time.events.append((time.now + 1, second.release))
-        assert await leases(objects, Time()).take(ID, "png", 1e9) is not None  # another picture, to see that it stays
-        third = asyncio.ensure_future(leases(objects, time).take(ID, VARIANT, 1e9))
+        assert await leases(objects, Time()).take("another.png", 1e9) is not None  # another picture, to see that it stays
+        third = asyncio.ensure_future(leases(objects, time).take(NAME, 1e9))
         await third
-        assert [path for path, _ in await objects.list(f"leases/{ID}/{VARIANT}/")] == []
+        assert [path for path, _ in await objects.list("leases/")] == ["leases/another.png.0"]
 
     run(check)
 
@@ -109,7 +118,7 @@ def test_each_waits_no_longer_than_its_own_deadline() -> None:
         objects, time = open_store("memory:///"), Time()
         await taken(leases(objects, time))
         with pytest.raises(TimeoutError):
-            await leases(objects, time).take(ID, VARIANT, deadline=time.now + 2)
+            await leases(objects, time).take(NAME, deadline=time.now + 2)
         assert 101 < time.now <= 102.2
 
     run(check)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import obstore
 import pytest
@@ -195,3 +196,11 @@ def test_a_store_that_can_only_be_read_is_read(monkeypatch: pytest.MonkeyPatch) 
 def test_credentials_that_are_refused_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with moody(monkeypatch, 403), pytest.raises(StoreUnavailable, match="credentials"):
         run(lambda: open_store("s3://bucket").read("a"))  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("url", ["file://store-here", "file://./data/store"])
+def test_an_address_of_a_folder_has_three_slashes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreUnavailable, match="three slashes"):
+        open_store(url)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,9 @@
 import asyncio
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -67,10 +70,60 @@ def test_another_process_finds_them_and_keeps_the_bound(objects: Objects) -> Non
             await keep(first, ID, variant, bytes(33))
             await asyncio.sleep(0.01)
         second = RenderCache(objects, 70)
-        await second.open()
+        second.open()
+        await second.close()
         assert await second.read(ID, "one") is None
         assert await second.read(ID, "three") == bytes(33)
         assert len(await objects.list("renders/")) == 2
+
+    run(check)
+
+
+def test_taking_stock_keeps_nobody_waiting(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of a million pictures is listed for longer than a call may take; what comes meanwhile is the youngest."""
+
+    async def check() -> None:
+        await keep(RenderCache(objects, 1000), ID, "old", bytes(33))
+        listed, may = obstore.list, threading.Event()
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            assert may.wait(20)
+            return listed(*args, **kwargs)
+
+        monkeypatch.setattr(obstore, "list", slowly)
+        objects._timeout_s = 0.05
+        cache = RenderCache(objects, 70)
+        cache.open()
+        task = cache.keep(ID, "new", bytes(33))
+        assert task is not None
+        await task
+        await asyncio.sleep(0.1)
+        may.set()
+        await cache.close()
+        objects._timeout_s = 10.0
+        assert cache._sizes == {f"renders/{ID}/old": 33, f"renders/{ID}/new": 33}
+        await keep(cache, ID, "newer", bytes(33))
+        assert [await cache.read(ID, name) is not None for name in ("old", "new", "newer")] == [False, True, True]
+
+    run(check)
+
+
+def test_folders_in_which_nothing_is_go(tmp_path: Path) -> None:
+    """Two for each picture that was ever shown, or the next start would go through all of them."""
+
+    async def check() -> None:
+        cache = RenderCache(open_store(f"file://{tmp_path}"), 1000)
+        for blob_id in (ID, OTHER):
+            await keep(cache, blob_id, "one", b"picture")
+        await cache.forget(OTHER)
+        (tmp_path / "renders" / "young").mkdir()
+        for name in (ID, OTHER):
+            os.utime(tmp_path / "renders" / name, (0, 0))
+        again = RenderCache(open_store(f"file://{tmp_path}"), 1000)
+        again.open()
+        await again.close()
+        assert {path.name for path in (tmp_path / "renders").iterdir()} == {ID, "young"}
+        assert await again.read(ID, "one") == b"picture"
 
     run(check)
 
@@ -133,7 +186,7 @@ def test_on_an_object_store_nothing_is_thrown_away(objects: Objects, monkeypatch
     async def check() -> None:
         monkeypatch.setattr(Objects, "ours", False)
         cache = RenderCache(objects, 100)
-        await cache.open()
+        cache.open()
         for variant in ("one", "two", "three", "four"):
             await keep(cache, ID, variant, bytes(33))
         another = RenderCache(objects, 100)
