@@ -73,7 +73,7 @@ docs: setup ## make the generated parts of the documents anew: the table of the 
 bench: bench-rd bench-load ## both reports, as pages: make bench IMAGES=folder; see docs/BENCH.md
 
 bench-rd: setup ## rate and distortion against JPEG, WebP, AVIF: make bench-rd IMAGES=folder
-	$(BIN)/sdc bench rd --images "$(IMAGES)" $(SIZES:%=--max-bytes %) $(LIMIT:%=--limit %) --shown $(SHOWN) --out "$(OUT)/rd"
+	$(BIN)/sdc bench rd --images "$(IMAGES)" $(SIZES:%=--max-bytes %) $(LIMIT:%=--limit %) $(if $(HANDICAP),--handicap) --shown $(SHOWN) --out "$(OUT)/rd"
 
 bench-code: setup ## the entropy coder against its own ideal: make bench-code IMAGES=folder
 	$(BIN)/sdc bench code --images "$(IMAGES)"
@@ -101,4 +101,4 @@ bench-fleet: setup ## a simulated day against the shipped autoscaling rules, and
 	$(BIN)/sdc bench fleet --announced 12
 
 clean: ## remove what make made
-	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv out/demo.png out/rd out/load out/gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

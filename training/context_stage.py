@@ -24,7 +24,7 @@ def _shipped(config: Config) -> ContextModel:
 def load(config: Config, folder: Path) -> tuple[ContextModel, float]:
     """The finished context model and the latent's scale."""
     state = torch.load(folder / "scale.pt", weights_only=True)
-    progress = Progress("context", {"context": _shipped(config)}, config.context_stage, folder)
+    progress = Progress("context", {"context": _shipped(config)}, config.context_stage, folder, of=finished_vae(config, folder).step)
     if progress.step == 0:
         raise SystemExit(f"{folder} holds no context model: run `python -m training context` first")
     averaged = progress.averaged["context"]
@@ -37,19 +37,19 @@ def train(config: Config, images: list[Path], folder: Path) -> None:
 
     The bits are those of rounded latents, not of noisy ones.
     """
-    averaged = finished_vae(config, folder).averaged
-    vae, finished = averaged["vae"], averaged["context"]
+    first = finished_vae(config, folder)
+    vae, finished = first.averaged["vae"], first.averaged["context"]
     assert isinstance(vae, ResidualAutoencoder)
     assert isinstance(finished, ContextModel)
     raw = random_latents(vae, Pictures(images, config.data, validation=False), config.context.crops, config.seed + 1, config)
     # of all latents together: divides them in the shipped model, so that one step fits all channels
     scale = float(raw.std())
     latents = raw / scale
-    torch.save({"scale": torch.tensor(scale)}, folder / "scale.pt")
     context = _shipped(config)
     keep_most_used(context, finished)
     rescale(context, scale)
-    progress = Progress("context", {"context": context}, config.context_stage, folder)
+    progress = Progress("context", {"context": context}, config.context_stage, folder, of=first.step)
+    torch.save({"scale": torch.tensor(scale)}, folder / "scale.pt")
     steps = torch.tensor([step_size(index) for index in shipped_steps(config, scale)])
     pixels = config.data.crop**2
     generator = torch.Generator().manual_seed(config.seed + progress.step)

@@ -56,7 +56,8 @@ def with_unet(vae: ResidualAutoencoder, renderer: unet.Renderer) -> Render:
 
 def compare(config: Config, images: list[Path], folder: Path) -> None:
     """Train both for the minutes of the U-Net's stage, each, and log figures of held-out crops with neither, and with each."""
-    vae = finished_vae(config, folder).averaged["vae"]
+    first = finished_vae(config, folder)
+    vae = first.averaged["vae"]
     assert isinstance(vae, ResidualAutoencoder)
     renderer = unet.Renderer.of(config, folder)
     pictures = Pictures(images, config.data, validation=False)
@@ -65,7 +66,7 @@ def compare(config: Config, images: list[Path], folder: Path) -> None:
     distortion = Distortion(config.loss)
     ways = {"control_unet": (unet.build(config), with_unet(vae, renderer)), "control_block": (block_of(vae), with_block(vae, renderer))}
     for name, (module, render) in ways.items():
-        progress = Progress(name, {name: module}, config.unet_stage, folder, muon=(name,))
+        progress = Progress(name, {name: module}, config.unet_stage, folder, muon=(name,), of=first.step)
         progress.log(
             parameters=sum(p.numel() for p in module.parameters()),
             validation=evaluate(progress.averaged[name], render, vae, renderer, judge, held_out),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
 import random
@@ -17,14 +16,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from service.errors import SdcError
 from service.folders import written_whole
+from service.imaging.opening import named_as_photograph, open_picture, photographs
 from training.config import Data
 from training.graphics import decorate
 
 CORES = os.cpu_count() or 1
 MOST_CUTTERS = 12
 
-SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
+MOST_PIXELS = 1 << 30
 
 
 def read_pictures(sources: list[Path]) -> list[tuple[str, bytes]]:
@@ -32,16 +33,24 @@ def read_pictures(sources: list[Path]) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     for source in sources:
         if source.is_dir():
-            found += [(path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES]
+            found += [(path.name, path.read_bytes()) for path in photographs(source)]
         else:
             with tarfile.open(source) as tar:
                 for member in tar:
                     path = Path(member.name)
-                    if path.suffix.lower() in SUFFIXES and (file := tar.extractfile(member)):
+                    if named_as_photograph(path.name) and (file := tar.extractfile(member)):
                         found += [(path.name, file.read())]
     if not found:
         raise SystemExit(f"no pictures in {', '.join(map(str, sources))}")
     return found
+
+
+def _decoded(content: bytes) -> Image.Image | None:
+    """As the service sees it: upright, in sRGB, what is transparent filled; None for what it cannot open."""
+    try:
+        return Image.fromarray(open_picture(content, MOST_PIXELS).rgb)
+    except SdcError:  # a folder holds all sorts of things
+        return None
 
 
 def is_validation(name: str, percent: int) -> bool:
@@ -79,8 +88,11 @@ class Pictures:
             content for name, content in sorted(read_pictures(sources)) if is_validation(name, config.validation_percent) == validation
         ]
         with ThreadPoolExecutor(CORES) as pool:
-            decoded = pool.map(lambda content: Image.open(io.BytesIO(content)).convert("RGB"), chosen)
-            self.pictures = [picture for picture in decoded if min(picture.size) >= config.crop]
+            decoded = pool.map(_decoded, chosen)
+            self.pictures = [picture for picture in decoded if picture is not None and min(picture.size) >= config.crop]
+        if not self.pictures:
+            what = f"held out ({config.validation_percent} %, by their names)" if validation else "to train on"
+            raise SystemExit(f"none of {len(chosen)} pictures {what} has {config.crop} pixels a side or more: give others, or more")
         # A large picture holds many different crops: draw it more often, but not in proportion.
         self.weights = [(picture.width * picture.height) ** 0.5 for picture in self.pictures]
 

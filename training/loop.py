@@ -40,10 +40,15 @@ class Progress:
         stage: its constants.
         folder: for checkpoints and the log.
         muon: names of the modules whose kernels are trained with Muon; the others by Adam.
+        of: the auto-encoder that this is trained on, by its step; 0 for one that is trained here.
+
+    Raises SystemExit for a checkpoint that was trained on another one: its latents were others.
     """
 
-    def __init__(self, name: str, modules: dict[str, nn.Module], stage: Stage, folder: Path, muon: tuple[str, ...] = ()) -> None:
-        self.name, self.modules, self.stage, self.folder = name, modules, stage, folder
+    def __init__(
+        self, name: str, modules: dict[str, nn.Module], stage: Stage, folder: Path, muon: tuple[str, ...] = (), of: int = 0
+    ) -> None:
+        self.name, self.modules, self.stage, self.folder, self.of = name, modules, stage, folder, of
         folder.mkdir(parents=True, exist_ok=True)
         self.averaged = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
         orthogonal = [modules[key] for key in muon]
@@ -120,12 +125,15 @@ class Progress:
             "averaged": {key: module.state_dict() for key, module in self.averaged.items()},
             "optimisers": self.optimisers.state_dict(),
             "step": self.step,
+            "of": self.of,
             "trained_s": self.trained_s,
         }
         save_whole(state, self.path)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location=machine.device(), weights_only=True)
+        if state.get("of", self.of) != self.of:
+            raise SystemExit(f"{self.path} was trained on an auto-encoder of {state['of']} steps, which has {self.of} now: move it away")
         for key in self.modules:
             self.modules[key].load_state_dict(state["modules"][key])
             self.averaged[key].load_state_dict(state["averaged"][key])

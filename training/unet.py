@@ -48,12 +48,13 @@ def build(config: Config) -> diffusers.UNet2DModel:
 
 def finished(config: Config, folder: Path) -> Progress:
     """The averaged U-Net and auto-encoder of this stage, or what they begin as."""
-    vae = finished_vae(config, folder).averaged["vae"].requires_grad_(False)
+    first = finished_vae(config, folder)
+    vae = first.averaged["vae"].requires_grad_(False)
     assert isinstance(vae, ResidualAutoencoder)
     vae.decoder.requires_grad_(config.unet.with_decoder)
     if vae.linear_decoder is not None:
         vae.linear_decoder.requires_grad_(config.unet.with_decoder)
-    return Progress("unet", {"unet": build(config), "vae": vae}, config.unet_stage, folder, muon=("unet", "vae"))
+    return Progress("unet", {"unet": build(config), "vae": vae}, config.unet_stage, folder, muon=("unet", "vae"), of=first.step)
 
 
 class Renderer:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.errors import BadParameter
-from service.imaging.opening import SUFFIXES, open_picture
+from service.errors import BadParameter, SdcError
+from service.imaging.opening import open_picture, photographs
 
 Plane = npt.NDArray[np.uint8]
 
@@ -19,10 +19,11 @@ Plane = npt.NDArray[np.uint8]
 def load(folder: Path, crop: int, limit: int | None) -> dict[str, Plane]:
     """Name to uint8 (H, W, 3), sorted by name; centre crops of side ``crop``, or whole where it is 0.  Raises BadParameter for none."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
-        rgb = open_picture(path.read_bytes(), 1 << 30).rgb
+    for path in photographs(folder, "*"):
+        try:
+            rgb = open_picture(path.read_bytes(), 1 << 30).rgb
+        except SdcError as error:
+            raise BadParameter(f"{path}: {error.detail}") from error
         height, width = rgb.shape[:2]
         if crop and min(height, width) < crop:
             continue

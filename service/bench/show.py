@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw
 from service.bench import pictures as source
 from service.bench.pictures import Plane
 from service.bench.rd import in_proportion, ours
+from service.bench.report import prepare
 from service.comparison.rivals import RIVALS, at_least
 from service.errors import BadParameter
+from service.imaging.opening import SUFFIXES
 from service.pipeline import open_pipeline
 from service.settings import Settings
 
@@ -64,6 +66,9 @@ def main(
     wanted = [Region.parse(text) for text in regions]
     if unknown := set(rivals) - RIVALS.keys():
         raise BadParameter(f"{min(unknown)} is none of {', '.join(RIVALS)}")
+    if out.suffix.lower() not in SUFFIXES:
+        raise BadParameter(f"{out} is no name of a picture: give one that ends in .png, .webp or .jpg")
+    prepare(out.parent)
     pictures = source.load(images, crop, None)
     rows: list[Image.Image] = []
 
@@ -88,7 +93,6 @@ def main(
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height + 8
-    out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
 
 

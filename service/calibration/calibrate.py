@@ -27,7 +27,7 @@ from service.codec.profile import load_profile
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter, SdcError
 from service.folders import written_whole
-from service.imaging.opening import SUFFIXES, open_picture
+from service.imaging.opening import open_picture, photographs
 from service.manifest import NAME, Manifest
 
 SIDE = 256
@@ -89,7 +89,7 @@ def calibrate(engine: Engine, images: Path, target: Path, minutes: float, crops:
 
 def _encoded(engine: Engine, images: Path, crops: int, told: Callable[[str, float], None]) -> tuple[Latents, Latents]:
     """Normalised latents of crops: of the pictures held out, and of the others."""
-    pictures = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    pictures = photographs(images)
     judged: list[Latents] = []
     trained: list[Latents] = []
     for number, path in enumerate(pictures):

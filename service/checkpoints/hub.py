@@ -112,12 +112,12 @@ def fetch(listing: Listing, wanted: list[str], cache: Path, told: Callable[[str]
         partial = path.with_name(f"{path.name}.partial")
         try:
             _download(listing.repository, file, partial, size)
+            if not _is_sound(partial, size, checksum):
+                partial.unlink()
+                raise BadModel(f"{file} is not what the hub says it is: its checksum differs.  It was thrown away; try again")
+            partial.rename(path)
         except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
             raise BadModel(f"{file} did not come whole ({error}): the same command goes on where it stopped") from error
-        if not _is_sound(partial, size, checksum):
-            partial.unlink()
-            raise BadModel(f"{file} is not what the hub says it is: its checksum differs.  It was thrown away; try again")
-        partial.rename(path)
     return folder
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import BadModel
-from service.manifest import Manifest, read_manifest
+from service.manifest import NAME, Manifest, read_manifest
 from service.settings import BUNDLED_MODEL
 
 
@@ -32,6 +32,17 @@ def installed(models: Path) -> list[Installed]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         found.append(Installed(folder, manifest, size, folder.parent == BUNDLED_MODEL.parent))
     return found
+
+
+def place_for(models: Path, name: str) -> Path:
+    """The folder of a model that is to be installed under this name; raises BadModel where that cannot be, or is taken."""
+    if not NAME.fullmatch(name):
+        raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
+    if (BUNDLED_MODEL.parent / name).exists():
+        raise BadModel(f"'{name}' is the name of a model of the release: give another one with --name")
+    if (models / name).exists():
+        raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
+    return models / name
 
 
 def remove(models: Path, name: str) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from service.checkpoints import convert, hub
+from service.checkpoints.installed import place_for
 from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
 from service.errors import BadModel
 from service.folders import written_whole
-from service.manifest import NAME, Source
-from service.settings import BUNDLED_MODEL
+from service.manifest import Source
 
 CACHE = ".cache"
 """of downloads that are not complete"""
@@ -43,12 +44,7 @@ def pull(
     local = Path(wanted).is_dir() and wanted not in KNOWN
     if not local and wanted not in KNOWN and not HUB_NAME.fullmatch(wanted):
         raise BadModel(f"'{wanted}' is no known model ({', '.join(KNOWN)}), no OWNER/NAME and no folder")
-    name = name or Path(wanted).name.lower()
-    if not NAME.fullmatch(name):
-        raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
-    target = models / name
-    if target.exists() or (BUNDLED_MODEL.parent / name).exists():
-        raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
+    target = place_for(models, name or Path(wanted).name.lower())
     cache = models / CACHE
     known = KNOWN.get(wanted) or Checkpoint(Repository(wanted, "main"))
     source = None
@@ -65,8 +61,13 @@ def pull(
     fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
     with written_whole(target) as staged:
         told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
-        convert.convert(checkpoint, staged, name, source=source, decoder=better_folder, fast=fast_folder)
-    shutil.rmtree(cache, ignore_errors=True)
+        convert.convert(checkpoint, staged, target.name, source=source, decoder=better_folder, fast=fast_folder)
+    for folder in (checkpoint, better_folder, fast_folder):
+        if folder is not None and folder.is_relative_to(cache):  # what others are fetching, or had to leave off, stays
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+                cache.rmdir()
     return target
 
 

@@ -32,7 +32,7 @@ def bench_rd(
     max_bytes: Annotated[
         list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default: five, 1600 to 24000.")
     ] = None,
-    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     handicap: Annotated[bool, typer.Option(help="Add JPEG with 14 % and WebP with 36 % more bytes than ours.")] = False,
     shown: Annotated[int, typer.Option(min=0, help="So many of the worst and of the best pictures on the page.")] = 10,
@@ -53,7 +53,7 @@ def bench_show(
     region: Annotated[list[str], typer.Option(help="NAME:LEFT,TOP,WIDTH,HEIGHT, in pixels of the crop; several times.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")],
     max_bytes: Annotated[int, typer.Option(help="Bytes of a 512x512 picture.")] = 5089,
-    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 512,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop of this side; 0 takes pictures whole.")] = 512,
     enlarge: Annotated[int, typer.Option(min=1, max=8, help="So many screen pixels for one.")] = 1,
     rival: Annotated[list[str] | None, typer.Option(help="JPEG, WebP or AVIF; several times. Default AVIF.")] = None,
     model: Model = None,
@@ -68,8 +68,8 @@ def bench_show(
 @app.command("code")
 def bench_code(
     images: Images,
-    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 512,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop of this side; 0 takes pictures whole.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     model: Model = None,
 ) -> None:
     """Real files against the ideal code length of their own model, coding each channel i.i.d., and the article's palette."""
@@ -85,7 +85,7 @@ def bench_scale(
     max_bytes: Annotated[
         list[int] | None, typer.Option(help="Bytes of a 512x512 picture; several times. Default: six, 400 to 4300.")
     ] = None,
-    crop: Annotated[int, typer.Option(help="Centre crop of this side; 0 takes pictures whole.")] = 0,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop of this side; 0 takes pictures whole.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     model: Model = None,
 ) -> None:

@@ -62,6 +62,7 @@ def calibrate_model(
 ) -> None:
     """Fit an entropy profile to a model's latents: the same pictures from smaller files.  The result is another model."""
     from service.calibration.calibrate import calibrate
+    from service.checkpoints.installed import place_for
     from service.codec.steps import step_size
     from service.engine.engine import Engine
 
@@ -74,8 +75,9 @@ def calibrate_model(
                 tasks[what] = progress.add_task(what, total=1.0)
             progress.update(tasks[what], completed=share)
 
+        target = place_for(settings.models_dir, name)
         engine = Engine(settings.model, settings.device, settings.dtype)
-        gains = calibrate(engine, images, settings.models_dir / name, minutes, crops, told)
+        gains = calibrate(engine, images, target, minutes, crops, told)
     table = Table("step", "bytes before", "bytes now", "gain", title="a 256x256 crop of pictures that were held out")
     for gain in gains:
         table.add_row(

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,19 @@ _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 Image.MAX_IMAGE_PIXELS = None
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def photographs(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Files that are taken for photographs, at any depth unless ``pattern`` says otherwise, sorted.
+
+    Hidden ones are none: macOS leaves ``._cat.jpg`` beside ``cat.jpg``.
+    """
+    return [path for path in sorted(folder.glob(pattern)) if named_as_photograph(path.name) and path.is_file()]
+
+
+def named_as_photograph(name: str) -> bool:
+    """Whether a file of this name is taken for a photograph."""
+    return not name.startswith(".") and PurePath(name).suffix.lower() in SUFFIXES
 
 
 def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) -> Picture:

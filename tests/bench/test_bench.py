@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from service.bench import code, pictures, rd, scale, show
+from service.bench import code, pictures, rd, scale, show, speed
+from service.engine.device import DTYPES
 from service.errors import BadParameter
-from service.pipeline import open_pipeline
+from service.pipeline import Pipeline, open_pipeline
 from service.settings import Settings
 from tests.conftest import Plane, make_picture, png
 
@@ -25,6 +26,44 @@ def test_crops_are_centred_and_small_pictures_left_out(tmp_path: Path, photo: Pl
     assert list(pictures.load(tmp_path, 0, None)) == ["a", "a.webp", "b"]
     with pytest.raises(BadParameter):
         pictures.load(tmp_path, 900, None)
+    (tmp_path / "._a.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "album.jpg").mkdir()
+    assert len(pictures.load(tmp_path, 0, None)) == 3
+    (tmp_path / "c.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadParameter, match=r"c\.jpg: these bytes are no picture"):
+        pictures.load(tmp_path, 0, None)
+
+
+@pytest.mark.parametrize("output", ["sheet.foo", "file/sheet.png"])
+def test_where_nothing_can_be_written_nothing_is_computed(settings: Settings, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadParameter, match=r"sheet\.foo is no name|cannot make the folder"):
+        show.main(settings, tmp_path / "no-such-folder", ["a:0,0,1,1"], 5089, 0, 1, ["AVIF"], tmp_path / output)
+
+
+def test_each_number_format_is_measured_once(settings: Settings, tmp_path: Path, photo: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` is fp32 on a processor without bf16, and given so it is fp32 everywhere."""
+    (tmp_path / "a.png").write_bytes(png(np.tile(photo, (3, 2, 1))[:600, :600]))
+    seen: list[str] = []
+
+    async def one(pipeline: Pipeline, pixels: Plane, rows: dict[str, list[float]]) -> None:
+        dtype = str(pipeline.engine.dtype).removeprefix("torch.")
+        seen.append(dtype)
+        for label, ms in (
+            (f"compress, quality=50, {dtype}", 2.0),
+            (f"{speed.REFERENCE}, beside {dtype}", 4.0 if dtype == "float32" else 8.0),
+        ):
+            rows.setdefault(label, []).append(ms)
+
+    monkeypatch.setattr(speed, "_one", one)
+    for dtype, expected in (("auto", {"float32"}), ("bfloat16", {"bfloat16", "float32"})):
+        seen.clear()
+        monkeypatch.setattr("service.engine.engine.pick_dtype", lambda device, wanted: DTYPES.get(wanted, DTYPES["float32"]))
+        out = Console(file=io.StringIO(), width=200)
+        speed.main(settings.model_copy(update={"dtype": dtype}), tmp_path, out)
+        assert {each: seen.count(each) for each in seen} == dict.fromkeys(expected, speed.ROUNDS)
+        printed = out.file.getvalue()  # type: ignore[attr-defined]
+        assert ("0.25" in printed) == (dtype == "bfloat16") and "0.50" in printed
 
 
 def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from service.checkpoints import hub as hub_client
-from service.checkpoints.installed import installed, remove
+from service.checkpoints.installed import installed, place_for, remove
 from service.checkpoints.pulling import pull
 from service.engine.engine import Engine
 from service.errors import BadModel
@@ -181,6 +181,28 @@ def test_a_cut_download_goes_on_where_it_stopped(hub: Hub, checkpoint: Path, mod
     assert left(models) == {"sd"}
 
 
+def test_another_download_is_left_alone(hub: Hub, checkpoint: Path, models: Path) -> None:
+    """One that was cut, or is under way: gigabytes."""
+    hub.repositories = {"some/sd": checkpoint, "other/sd": checkpoint}
+    hub.cut = lambda file: 0 if file == UNET else None
+    with pytest.raises(BadModel, match="goes on where it stopped"):
+        pull(models, "some/sd", name="first", told=quiet)
+    hub.cut = lambda file: None
+    pull(models, "other/sd", name="second", told=quiet)
+    pull(models, str(checkpoint), name="third", told=quiet)
+    before = len(hub.asked)
+    pull(models, "some/sd", name="first", told=quiet)
+    assert not [file for file, _ in hub.asked[before:] if file == "unet/config.json"]
+    assert left(models) == {"first", "second", "third"}
+
+
+def test_a_download_that_somebody_takes_away_is_told(hub: Hub, checkpoint: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    monkeypatch.setattr("service.checkpoints.hub._is_sound", lambda path, *_: path.unlink() or True)
+    with pytest.raises(BadModel, match="did not come whole"):
+        pull(models, "some/sd", told=quiet)
+
+
 @pytest.mark.parametrize("file", [UNET, "unet/config.json"])
 def test_what_is_not_what_the_hub_says_is_thrown_away(hub: Hub, checkpoint: Path, models: Path, file: str) -> None:
     hub.repositories = {"some/sd": checkpoint}
@@ -199,7 +221,7 @@ def test_what_is_not_what_the_hub_says_is_thrown_away(hub: Hub, checkpoint: Path
         ("some/sd", {"revision": "v9"}, "no revision 'v9'"),
         ("nonsense", {}, "is no known model (sd14, sd15, sd21), no OWNER/NAME and no folder"),
         ("some/sd", {"name": "../x"}, "is no name of a model"),
-        ("some/sd", {"name": "bundled"}, "installed already"),
+        ("some/sd", {"name": "bundled"}, "a model of the release"),
         ("some/sd", {"decoder": "x"}, "is no OWNER/NAME and no folder"),
         ("some/vae", {}, "has no vae/config.json"),
     ],
@@ -210,6 +232,14 @@ def test_what_cannot_be_had_is_said(hub: Hub, checkpoint: Path, models: Path, wa
         pull(models, wanted, told=quiet, **options)  # type: ignore[arg-type]
     assert words in caught.value.detail
     assert left(models) <= {".cache"}
+
+
+@pytest.mark.parametrize("name", ["bundled", "sub/mine", "../x", "", "there"])
+def test_a_fitted_model_has_a_name_by_which_it_is_found(models: Path, name: str) -> None:
+    (models / "there").mkdir(parents=True)
+    with pytest.raises(BadModel, match="--name"):
+        place_for(models, name)
+    assert place_for(models, "mine") == models / "mine"
 
 
 @pytest.mark.parametrize("file", ["../../stolen", "/tmp/stolen", "vae//config.json", "vae/./config.json", "vae/.."])

@@ -102,9 +102,59 @@ def test_pictures_of_equal_name_are_all_read_and_held_out_together(photos: dict[
     assert len({(tmp_path / "kept" / name).read_bytes() for name in kept}) == 2
 
 
+def test_pictures_are_read_as_the_service_reads_them(tmp_path: Path, photo: Plane) -> None:
+    config, turned = configuration.load(DEFAULT_CONFIG).data, Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photo[:300, :400]).save(tmp_path / "turned.jpg", exif=turned, quality=95)
+    hidden = np.dstack([np.full((300, 400, 3), (255, 0, 255), np.uint8), np.zeros((300, 400), np.uint8)])
+    hidden[:, 200:] = (10, 200, 10, 255)
+    Image.fromarray(hidden).save(tmp_path / "cut-out.png")
+    Image.fromarray((np.arange(300 * 400).reshape(300, 400) % 65536).astype(np.uint16)).save(tmp_path / "grey.tif")
+    (tmp_path / "._turned.jpg").write_bytes(b"what macOS leaves")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "album.jpg").mkdir()
+    with tarfile.open(tmp_path / "more.tar", "w") as tar:
+        for name in ("turned.jpg", "._turned.jpg", "broken.jpg", "album.jpg"):
+            tar.add(tmp_path / name, name)
+    for sources, count in (([tmp_path], 3), ([tmp_path / "more.tar"], 1)):
+        pictures = Pictures(sources, config, validation=False).pictures
+        assert len(pictures) == count
+        assert sorted(picture.size for picture in pictures)[0] == (300, 400)
+        assert all((np.asarray(picture) != (255, 0, 255)).any(-1).all() for picture in pictures)
+
+
+def test_too_few_pictures_are_told(photos: dict[str, Plane], tmp_path: Path) -> None:
+    config = configuration.load(DEFAULT_CONFIG).data
+    Image.fromarray(next(iter(photos.values()))[:280, :300]).save(tmp_path / "1.png")
+    assert not is_validation("1.png", config.validation_percent)
+    with pytest.raises(SystemExit, match=r"none of 0 pictures held out .* has 256 pixels"):
+        Pictures([tmp_path], config, validation=True)
+    Image.new("RGB", (200, 300)).save(tmp_path / "1.png")
+    with pytest.raises(SystemExit, match="none of 1 pictures to train on has 256 pixels"):
+        Pictures([tmp_path], config, validation=False)
+
+
 @pytest.fixture
 def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
     return save_photos(photos, tmp_path / "photos")
+
+
+def test_what_is_behind_an_auto_encoder_that_was_trained_on_is_not_taken_for_its_own(images: Path, tmp_path: Path) -> None:
+    run, short = tmp_path / "run", small(tmp_path, 0.01)
+    common = ["--images", str(images), "--out", str(run), "--config"]
+    for stage in ("vae", "context", "unet"):
+        assert CliRunner().invoke(app, [stage, *common, str(short)]).exit_code == 0
+    scale = (run / "scale.pt").read_bytes()
+    assert CliRunner().invoke(app, ["vae", *common, str(small(tmp_path, 0.03))]).exit_code == 0
+    for stage in ("context", "unet"):
+        done = CliRunner().invoke(app, [stage, *common, str(short)])
+        assert done.exit_code != 0 and f"{stage}.pt was trained on an auto-encoder of" in str(done.exception)
+    done = CliRunner().invoke(app, ["export", *common, str(short), "--model", str(tmp_path / "model")])
+    assert done.exit_code != 0 and "move it away" in str(done.exception)
+    assert (run / "scale.pt").read_bytes() == scale
+    for stage in ("context", "unet"):
+        (run / f"{stage}.pt").rename(run / f"{stage}.old")
+        assert CliRunner().invoke(app, [stage, *common, str(short)]).exit_code == 0
 
 
 def test_the_stages_end_in_a_model_the_service_takes(images: Path, tmp_path: Path, photo: Plane) -> None:
@@ -142,7 +192,7 @@ def test_a_resumed_context_stage_logs_the_bits_of_the_steps_it_has_done(tmp_path
     vae, context = build(config)
     latents = torch.randn(8, config.autoencoder.latent_channels, 16, 16)
     monkeypatch.setattr(context_stage, "Pictures", lambda *_, **__: None)
-    monkeypatch.setattr(context_stage, "finished_vae", lambda *_: SimpleNamespace(averaged={"vae": vae, "context": context}))
+    monkeypatch.setattr(context_stage, "finished_vae", lambda *_: SimpleNamespace(step=1, averaged={"vae": vae, "context": context}))
     monkeypatch.setattr(context_stage, "random_latents", lambda *_: latents)
     monkeypatch.setattr(Progress, "fraction", property(lambda progress: float(progress.step >= last[0])))
     for stop in (150, 350):

@@ -16,6 +16,7 @@ from service.bench.fleet.report import draw, hours
 from service.bench.fleet.shipped import read_shipped
 from service.bench.fleet.simulation import Fleet, Surroundings, Told
 from service.bench.fleet.traffic import DAY_S, Day, Sale
+from service.bench.report import prepare
 from service.errors import BadParameter
 from service.settings import Settings
 
@@ -44,7 +45,8 @@ class Wishes:
 
 
 def measure_to(settings: Settings, path: Path, out: Console) -> None:
-    """Measure this machine and write the file."""
+    """Measure this machine and write the file; raises BadParameter where that cannot be written."""
+    prepare(path.parent)
     measured = measure(settings, MEASURE_S, lambda what: out.print(f"measuring: {what}", highlight=False))
     write_measured(path, measured)
     out.print(f"{path}: {_described(measured)}", highlight=False, soft_wrap=True)
@@ -55,6 +57,8 @@ def main(settings: Settings, wishes: Wishes, out: Console) -> None:
     shipped = read_shipped(wishes.manifests, wishes.kind)
     if wishes.picture and wishes.picture.suffix not in (".svg", ".png"):
         raise BadParameter(f"{wishes.picture} must end in .svg or .png")
+    if wishes.picture:
+        prepare(wishes.picture.parent)
     measured = (
         read_measured(wishes.measured) if wishes.measured else measure(settings, MEASURE_S, lambda what: out.print(what, highlight=False))
     )
