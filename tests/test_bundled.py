@@ -17,10 +17,10 @@ from service.comparison.metrics import Plane, Quality, as_array, measure
 from service.comparison.rivals import RIVALS, at_least
 from service.errors import WrongModel
 from service.manifest import read_manifest
-from service.options import RenderOptions
+from service.options import CompressOptions, RenderOptions
 from service.pipeline import open_pipeline
 from service.settings import BUNDLED_MODEL, Settings
-from tests.conftest import psnr
+from tests.conftest import png, psnr
 
 CROP = 288
 
@@ -105,6 +105,41 @@ def test_a_file_of_this_version_is_rendered(photos: dict[str, Plane], name: str,
             return np.asarray(Image.open(io.BytesIO((await pipeline.render(content, RenderOptions("png"))).content)))
 
     assert psnr(photos["chelsea"], asyncio.run(main())) > fidelity
+
+
+def on_white(picture: Plane) -> Plane:
+    """A disc of a picture in the middle of twice as much white."""
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[0:height, 0:width]
+    shown = ((y - height / 2) / (height / 2)) ** 2 + ((x - width / 2) / (width / 2)) ** 2 < 1
+    page = np.full((2 * height, 2 * width, 3), 255, np.uint8)
+    page[height // 2 :, width // 2 :][:height, :width][shown] = picture[shown]
+    return page
+
+
+def test_a_file_with_flat_ground_is_rendered(photos: dict[str, Plane]) -> None:
+    content = (Path(__file__).parent / "data" / "bundled-7-ground.sdc").read_bytes()
+    assert container.GROUND in container.parse(content, 1 << 20).sections
+
+    async def main() -> np.ndarray:
+        async with open_pipeline(Settings(model=BUNDLED_MODEL, store_url="memory:///"), warm=False) as pipeline:
+            return np.asarray(Image.open(io.BytesIO((await pipeline.render(content, RenderOptions("png"))).content)))
+
+    assert psnr(on_white(photos["chelsea"]), asyncio.run(main())) > 30
+
+
+def test_a_product_on_white_costs_little_more_than_the_product(photos: dict[str, Plane]) -> None:
+    """Three quarters and more of the picture are white."""
+    page = on_white(photos["chelsea"])
+    settings = Settings(model=BUNDLED_MODEL, store_url="memory:///", dtype="float32")
+
+    async def main() -> tuple[int, int]:
+        async with open_pipeline(settings, warm=False) as pipeline:
+            alone, laid = [(await pipeline.compress(png(each), CompressOptions(quality=50))).content for each in (photos["chelsea"], page)]
+            return len(alone), len(laid)
+
+    alone, laid = asyncio.run(main())
+    assert laid < 1.3 * alone
 
 
 def golden_symbols(codec: Codec) -> np.ndarray:

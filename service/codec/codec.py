@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service.codec import container, palette
+from service.codec import container, ground, palette
 from service.codec.container import WHOLE_SCALE, Blob, Tiling, scaled
 from service.codec.entropy import EntropyCoder
 from service.codec.methods import LATENT, METHODS, PALETTE
@@ -34,6 +34,8 @@ from service.codec.steps import (
 from service.errors import CorruptBlob, MethodUnavailable, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
+FLAT_STEP = UNIT_STEP_INDEX - STEPS_PER_OCTAVE
+"""what is the same at this step is flat: a blank wall is not, whatever a coarser step makes of it"""
 NEAR = 4
 """an estimate so many steps away is near enough to code by"""
 MOST_ESTIMATES = 3
@@ -136,8 +138,21 @@ class Codec:
 
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
-        payload = self.entropy.encode(self.quantise(latent, step_index, _offset(frame.seed, latent.shape)), step_index)
-        return self._blob(frame, step_index, payload)
+        offset = _offset(frame.seed, latent.shape)
+        symbols, flat = self._told_apart(latent, step_index, offset)
+        return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, flat), flat=flat)
+
+    def _told_apart(self, latent: Latent, step_index: int, offset: Latent | None) -> tuple[Symbols, ground.Mask | None]:
+        """The integers that are sent at this step, and which positions are flat ground."""
+        symbols = self.quantise(latent, step_index, offset)
+        where = ground.find(self.quantise(latent, FLAT_STEP, offset))
+        return symbols, None if where is None else ground.around(symbols, where)
+
+    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None) -> int:
+        """Bytes that the latent takes at this step, its ground included, at least 1."""
+        symbols, flat = self._told_apart(latent, step_index, offset)
+        bitmap = 0 if flat is None else len(ground.write(flat))
+        return max(1, round(self.entropy.estimated_bits(symbols, step_index, flat) / 8) + bitmap)
 
     def quantise(self, latent: Latent, step_index: int, offset: Latent | None = None) -> Symbols:
         """Normalised latent (C, h, w) to the integers that are sent of it: 0 in channels that are not sent at this step."""
@@ -191,7 +206,7 @@ class Codec:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
-            sizes[index] = max(1, round(self.entropy.estimated_bits(self.quantise(latent, index, offset), index) / 8))
+            sizes[index] = self._estimated(latent, index, offset)
             predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
@@ -202,7 +217,7 @@ class Codec:
             index = min(max(index, low + 1), high - 1)
             blob = self.encode(latent, frame, index)
             size = len(container.write(blob))
-            sizes[index] = max(1, len(blob.sections[container.LATENT]))
+            sizes[index] = max(1, len(blob.sections[container.LATENT]) + len(blob.sections.get(container.GROUND, b"")))
             if size <= max_bytes:
                 high, best = index, blob
             else:
@@ -265,14 +280,15 @@ class Codec:
         self.check(blob)
         channels, *grid = self.latent_shape(*blob.coded_size)
         coder = self._coder(blob)
-        symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index)
+        flat = ground.read(blob.sections[container.GROUND], grid[0], grid[1]) if container.GROUND in blob.sections else None
+        symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index, flat)
         return symbols if coder.channels == channels else np.pad(symbols, ((0, channels - coder.channels), (0, 0), (0, 0)))
 
     def check(self, blob: Blob) -> None:
         """Raise unless this codec can read the blob."""
         if blob.method not in METHODS:
             raise CorruptBlob(f"unknown method {blob.method}")
-        if blob.method == PALETTE and (not self.has_palette or blob.seed is not None):
+        if blob.method == PALETTE and (not self.has_palette or blob.seed is not None or container.GROUND in blob.sections):
             raise CorruptBlob("no palette of this model is written like this")
         if blob.code_identity not in self._predictors:
             raise WrongModel(
@@ -280,8 +296,10 @@ class Codec:
                 f"{self.code_identity.hex()}: install the model the file was made with"
             )
 
-    def _blob(self, frame: Frame, step_index: int, payload: bytes, method: int = LATENT) -> Blob:
+    def _blob(self, frame: Frame, step_index: int, payload: bytes, method: int = LATENT, flat: ground.Mask | None = None) -> Blob:
         sections = {container.LATENT: payload}
+        if flat is not None:
+            sections[container.GROUND] = ground.write(flat)
         if frame.alpha is not None:
             sections[container.ALPHA] = frame.alpha
         return Blob(

@@ -17,8 +17,10 @@ from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
-VERSION: Final = 4
+VERSION: Final = 5
 """the highest that is written; those before it are read"""
+GROUND_VERSION: Final = 5
+"""of a picture whose flat ground is told apart"""
 SCALED_VERSION: Final = 4
 """of a picture that was coded smaller than it is"""
 METHODS_VERSION: Final = 3
@@ -29,7 +31,8 @@ LARGEST_SIDE: Final = 65535
 
 LATENT: Final = 0
 ALPHA: Final = 1
-SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha"}
+GROUND: Final = 2
+SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha", GROUND: "ground"}
 
 FLAG_TILED: Final = 1
 FLAG_DITHERED: Final = 2
@@ -66,7 +69,7 @@ class Blob:
     method: int
     step_index: int
     sections: dict[int, bytes] = field(repr=False)
-    """LATENT always, ALPHA when the picture is not opaque"""
+    """LATENT always, ALPHA when the picture is not opaque, GROUND when it has a flat one"""
     tiling: Tiling | None = None
     seed: int | None = None
     """of subtractive dither, 32 bits; None where there is none"""
@@ -82,6 +85,8 @@ class Blob:
     @property
     def needed_version(self) -> int:
         """The lowest version of the format that can say all this."""
+        if GROUND in self.sections:
+            return GROUND_VERSION
         if self.scale != WHOLE_SCALE:
             return SCALED_VERSION
         return PLAIN_VERSION if self.method == LATENT_METHOD and self.seed is None else METHODS_VERSION

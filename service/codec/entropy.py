@@ -2,7 +2,8 @@
 
 symbols (C, h, w) -> for each group, for each phase: predict -> table rows -> range coder -> words -> bytes
 
-A group is sent at fine steps only, where the profile says so; its symbols are 0 at coarser ones.
+A group is sent at fine steps only, where the profile says so; its symbols are 0 at coarser ones.  Of flat ground one position is sent,
+and the others get its symbols as soon as those of a group are known.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.codec.context import Integers, Predictor, visible
+from service.codec.ground import Mask, pattern
 from service.codec.lattice import PHASES, Lattice
 from service.codec.steps import LARGEST_SYMBOL, Symbols
 from service.codec.tables import (
@@ -55,14 +57,20 @@ class Chunk:
     """(n, group) how many low bits are sent plain"""
     table: Integers
     """(n, group) index of the frequency table"""
+    sent: npt.NDArray[np.bool_] | None = None
+    """which positions of ``where`` are these n; None for all"""
 
     def take(self, symbols: Symbols) -> Integers:
         """The chunk's symbols, (n, group), of (h, w, C)."""
-        return symbols[self.where].reshape(self.centre.shape)
+        place = symbols[self.where]
+        return place.reshape(self.centre.shape) if self.sent is None else place[self.sent]
 
     def put(self, symbols: Symbols, values: Integers) -> None:
         place = symbols[self.where]
-        place[...] = values.reshape(place.shape)
+        if self.sent is None:
+            place[...] = values.reshape(place.shape)
+        else:
+            place[self.sent] = values
 
     def split(self, values: Integers) -> tuple[Integers, Integers]:
         """Symbols to their place in the table (before clipping to the alphabet) and their low bits."""
@@ -123,11 +131,14 @@ class EntropyCoder:
         self.least_bits = float(self._cost.min())
         """no symbol costs less: a payload shorter than this times the symbols is refused unread"""
 
-    def encode(self, symbols: Symbols, step_index: int) -> bytes:
-        """Symbols (C, h, w), each within 16 bits, to bytes; those of groups that are not sent at this step are taken for 0."""
+    def encode(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> bytes:
+        """Symbols (C, h, w), each within 16 bits, to bytes; those of groups that are not sent at this step are taken for 0.
+
+        ``ground``: (h, w), positions of equal symbols.
+        """
         encoder = constriction.stream.queue.RangeEncoder()
         last = _channels_last(symbols)
-        for chunk in self._chunks(last, step_index):
+        for chunk in self._chunks(last, step_index, ground=ground):
             high, low = chunk.split(chunk.take(last))
             escaped = np.zeros(high.shape, bool)
             for tables in self._tables:
@@ -148,15 +159,16 @@ class EntropyCoder:
         words: npt.NDArray[np.uint32] = encoder.get_compressed()
         return words.astype("<u4").tobytes().rstrip(b"\0")
 
-    def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int) -> Symbols:
+    def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int, ground: Mask | None = None) -> Symbols:
         """Bytes to symbols of ``shape``; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
-        if 8 * len(payload) + 64 < self.least_bits * int(self.sent(step_index).sum()) * shape[1] * shape[2]:
+        positions = shape[1] * shape[2] if ground is None else ground.size - int(ground.sum()) + 1
+        if 8 * len(payload) + 64 < self.least_bits * int(self.sent(step_index).sum()) * positions:
             raise CorruptBlob("the payload is too short for a picture of this size")
         words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
         decoder = constriction.stream.queue.RangeDecoder(words)
         symbols: Symbols = np.zeros((*shape[1:], shape[0]), np.int32)
         try:
-            for chunk in self._chunks(symbols, step_index):
+            for chunk in self._chunks(symbols, step_index, ground=ground):
                 high = np.empty(chunk.table.shape, np.int32)
                 escaped = np.zeros(high.shape, bool)
                 for tables in self._tables:
@@ -190,18 +202,18 @@ class EntropyCoder:
         """(C,): which channels are sent at this step."""
         return np.repeat(np.array(self._predictor.coarsest) >= step_index, self._predictor.group_sizes)
 
-    def ideal_bits(self, symbols: Symbols, step_index: int) -> float:
+    def ideal_bits(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> float:
         """Code length under the tables, without coder or padding."""
-        return self._bits(self._predictor, symbols, step_index)
+        return self._bits(self._predictor, symbols, step_index, ground)
 
-    def estimated_bits(self, symbols: Symbols, step_index: int) -> float:
+    def estimated_bits(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> float:
         """``ideal_bits`` to about a thousandth, in half the time: in floats, which is good enough to search by."""
-        return self._bits(self._rough, symbols, step_index)
+        return self._bits(self._rough, symbols, step_index, ground)
 
-    def _bits(self, predictor: Predictor, symbols: Symbols, step_index: int) -> float:
+    def _bits(self, predictor: Predictor, symbols: Symbols, step_index: int, ground: Mask | None) -> float:
         total = 0.0
         last = _channels_last(symbols)
-        for chunk in self._chunks(last, step_index, predictor):
+        for chunk in self._chunks(last, step_index, predictor, ground):
             letters = chunk.letters(last)
             total += float(self._cost.take(chunk.table * ALPHABET + letters).sum())
             total += float(chunk.low_bits.sum())
@@ -213,12 +225,16 @@ class EntropyCoder:
         for chunk in self._chunks(last, step_index):
             yield chunk.table.ravel(), chunk.letters(last).ravel()
 
-    def _chunks(self, symbols: Symbols, step_index: int, predictor: Predictor | None = None) -> Iterator[Chunk]:
+    def _chunks(self, symbols: Symbols, step_index: int, predictor: Predictor | None = None, ground: Mask | None = None) -> Iterator[Chunk]:
         """Walk the passes over symbols (h, w, C) in order.
 
         The consumer of a chunk must have put its symbols there when it asks for the next.
         """
         predictor = predictor or self._predictor
+        like = None if ground is None else pattern(ground)
+        sent = None if ground is None else ~ground
+        if sent is not None:
+            sent[like] = True
         height, width, channels = symbols.shape
         lattice = Lattice(channels, height, width, predictor.dtype)
         end = 0
@@ -232,12 +248,18 @@ class EntropyCoder:
                 for first in range(0, rows if columns else 0, rows_at_once):
                     last = min(first + rows_at_once, rows)
                     seen = lattice.around(phase, slice(first, last), slice(0, start), slice(start, end), side)
+                    where = (slice(row + 2 * first, row + 2 * last, 2), slice(column, None, 2), slice(start, end))
+                    these = None if sent is None else sent[where[:2]]
+                    if these is not None and not these.any():
+                        continue
                     mean, scale = predictor.predict(seen, group, phase, step_index)
-                    yield _chunk((slice(row + 2 * first, row + 2 * last, 2), slice(column, None, 2), slice(start, end)), mean, scale)
+                    yield _chunk(where, mean, scale) if these is None else _chunk(where, mean[these.ravel()], scale[these.ravel()], these)
+                if like is not None and phase == 0:
+                    symbols[ground, start:end] = symbols[like][start:end]
                 lattice.put(phase, slice(start, end), visible(symbols[row::2, column::2, start:end], step_index))
 
 
-def _chunk(where: tuple[slice, slice, slice], mean: Integers, scale: Integers) -> Chunk:
+def _chunk(where: tuple[slice, slice, slice], mean: Integers, scale: Integers, sent: Mask | None = None) -> Chunk:
     """Turn a prediction into tables.
 
     A spread beyond the widest table is halved k times: the k low bits of the distance are nearly uniform then and are sent plain, and
@@ -246,13 +268,13 @@ def _chunk(where: tuple[slice, slice, slice], mean: Integers, scale: Integers) -
     """
     whole, eighths = mean >> 3, mean & 7
     if not scale.size or scale.max() <= HIGHEST_SCALE:  # nearly always
-        return Chunk(where, whole, np.zeros_like(scale), (scale - LOWEST_SCALE) * OFFSETS + eighths)
+        return Chunk(where, whole, np.zeros_like(scale), (scale - LOWEST_SCALE) * OFFSETS + eighths, sent)
     low_bits = np.maximum(0, -((HIGHEST_SCALE - scale) // SCALES_PER_OCTAVE))
     table_scale = np.clip(scale - SCALES_PER_OCTAVE * low_bits, LOWEST_SCALE, HIGHEST_SCALE)
     half_cell = np.where(low_bits > 0, (1 << low_bits) >> 1, 0)
     offset = np.where(low_bits > 0, (eighths + 4) >> low_bits, eighths)
     table = (table_scale - LOWEST_SCALE) * OFFSETS + offset
-    return Chunk(where, whole - half_cell, low_bits, table)
+    return Chunk(where, whole - half_cell, low_bits, table, sent)
 
 
 def _channels_last(symbols: Symbols) -> Symbols:

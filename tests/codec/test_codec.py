@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from service.codec import container, palette
+from service.codec import container, ground, palette
 from service.codec.codec import Codec, Frame
 from service.codec.container import Tiling
 from service.codec.entropy import EntropyCoder
+from service.codec.methods import PALETTE as palette_method
 from service.codec.profile import load_profile
 from service.codec.steps import dither, step_size
 from service.errors import BadBlob, BadModel, CorruptBlob, MethodUnavailable, SizeUnreachable, TooManyPixels, WrongModel
@@ -38,6 +39,45 @@ def test_a_blob_comes_back(codec: Codec) -> None:
     again = container.parse(container.write(blob), 1 << 20)
     assert again == blob
     assert (codec.decode_symbols(again) == codec.quantise(latent, 130)).all()
+
+
+def on_white(codec: Codec, width: int, height: int) -> np.ndarray:
+    """A latent of a picture whose left half is one colour."""
+    latent = latent_for(codec, width, height)
+    latent[:, :, : latent.shape[2] // 2] = np.linspace(-1, 1, latent.shape[0])[:, None, None]
+    return latent
+
+
+def test_flat_ground_is_told_apart(codec: Codec) -> None:
+    latent, frame = on_white(codec, 400, 310), Frame(400, 310)
+    blob = codec.encode(latent, frame, 130)
+    again = container.parse(container.write(blob), 1 << 20)
+    assert (again.version, set(again.sections)) == (5, {container.LATENT, container.GROUND})
+    assert (codec.decode_symbols(again) == codec.quantise(latent, 130)).all()
+    whole = codec.entropy.encode(codec.quantise(latent, 130), 130)
+    assert len(again.sections[container.LATENT]) < 0.8 * len(whole)
+    plain = codec.encode(latent_for(codec, 400, 310), frame, 130)
+    assert (plain.version, set(plain.sections)) == (2, {container.LATENT})
+
+
+def test_sizes_are_met_with_flat_ground_too(codec: Codec) -> None:
+    latent, frame = on_white(codec, 400, 310), Frame(400, 310)
+    for max_bytes in (700, 2000, 6000):
+        blob = codec.encode_within(latent, frame, max_bytes)
+        assert container.GROUND in blob.sections
+        size = len(container.write(blob))
+        assert size <= max_bytes
+        assert size > 0.7 * max_bytes or not blob.step_index
+
+
+def test_a_ground_that_no_writer_makes(codec: Codec) -> None:
+    blob = codec.encode(on_white(codec, 400, 310), Frame(400, 310), 130)
+    odd = np.zeros(codec.latent_shape(400, 310)[1:], bool)
+    odd[1::2] = True
+    with pytest.raises(CorruptBlob, match="no position"):
+        codec.decode(replace(blob, sections=blob.sections | {container.GROUND: ground.write(odd)}))
+    with pytest.raises(CorruptBlob, match="palette"):
+        codec.decode(replace(blob, method=palette_method))
 
 
 def test_a_file_of_version_1_is_read() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.codec import container
-from service.codec.container import ALPHA, LATENT, Blob, Tiling, parse, write
+from service.codec.container import ALPHA, GROUND, LATENT, Blob, Tiling, parse, write
 from service.errors import BadBlob, CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 
 LIMIT = 1 << 26
@@ -56,6 +56,18 @@ def test_golden_bytes_of_version_4() -> None:
                 parse(write(replace(blob, version=older)), LIMIT)
 
 
+def test_golden_bytes_of_version_5() -> None:
+    """What version 4 cannot say: which of the positions are flat ground."""
+    flat = replace(OPAQUE, sections={LATENT: b"\x01\x02\x03", GROUND: b"\x04\x05"}, version=0)
+    assert flat.version == 5
+    golden = "53444305" + "636f6465" + "6d6f646c" + "8004" + "8003" + "000080" + "02" + "0003" + "0202" + "010203" + "0405" + "fba8e2f9"
+    assert write(flat).hex() == golden
+    assert parse(write(flat), LIMIT) == flat
+    for older in (1, 2, 3, 4):
+        with pytest.raises(CorruptBlob, match=f"version {older}"):
+            parse(write(replace(flat, version=older)), LIMIT)
+
+
 @pytest.mark.parametrize("scale", [0, 16, 17, 255])
 def test_an_impossible_scale_is_refused(scale: int) -> None:
     body = bytearray(write(replace(OPAQUE, scale=6, version=0))[:-4])
@@ -82,6 +94,7 @@ blobs = st.builds(
     sections=st.one_of(
         st.fixed_dictionaries({LATENT: st.binary(max_size=300)}),
         st.fixed_dictionaries({LATENT: st.binary(max_size=300), ALPHA: st.binary(max_size=300)}),
+        st.fixed_dictionaries({LATENT: st.binary(max_size=300), GROUND: st.binary(max_size=300)}),
     ),
     tiling=st.one_of(st.none(), st.builds(Tiling, st.integers(256, 65535), st.integers(0, 128))),
     seed=st.one_of(st.none(), st.integers(0, 2**32 - 1)),
@@ -100,7 +113,7 @@ def test_what_is_written_is_read(blob: Blob) -> None:
         (b"", NotABlob),
         (b"GIF89a", NotABlob),
         (b"SDC", CorruptBlob),
-        (b"SDC\x05" + bytes(40), UnknownVersion),
+        (b"SDC\x06" + bytes(40), UnknownVersion),
         (b"SDC\x00" + bytes(40), UnknownVersion),
         (write(OPAQUE)[:-1], CorruptBlob),
         (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
@@ -137,7 +150,7 @@ def test_random_bytes_are_a_clear_error(content: bytes) -> None:
 def test_a_million_damaged_blobs() -> None:
     """Random, truncated and bit-flipped, half of them with a checksum that fits: a clear error or a sound blob, never anything else."""
     rng = random.Random(7)
-    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9)}, Tiling(1024, 128), 7, 12))
+    whole = write(Blob(b"code", b"modl", 300, 200, 0, 99, {LATENT: bytes(40), ALPHA: bytes(9), GROUND: bytes(5)}, Tiling(1024, 128), 7, 12))
     outcomes = {"error": 0, "sound": 0}
     for index in range(1_000_000):
         content = bytearray(whole)
@@ -161,4 +174,4 @@ def test_a_million_damaged_blobs() -> None:
             assert blob.width * blob.height <= LIMIT
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
-    assert container.VERSION == 4
+    assert container.VERSION == 5

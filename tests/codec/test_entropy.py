@@ -121,6 +121,22 @@ def test_large_pictures_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch)
     assert (coder.decode(coder.encode(symbols, 120), symbols.shape, 120) == symbols).all()
 
 
+@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize(("height", "width"), [(16, 17), (31, 8), (1, 40), (40, 1)])
+def test_flat_ground_is_sent_once(name: str, height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder, symbols = EntropyCoder(PREDICTORS[name]), natural((5, height, width), 110)
+    flat = np.zeros((height, width), bool)
+    flat[: height // 2 + 1, : width - width // 3] = True
+    symbols[:, flat] = np.array([-40, 3, 0, 200, 1])[:, None]
+    content = coder.encode(symbols, 110, flat)
+    assert (coder.decode(content, symbols.shape, 110, flat) == symbols).all()
+    assert len(content) < len(coder.encode(symbols, 110))
+    ideal = coder.ideal_bits(symbols, 110, flat) / 8
+    assert ideal <= len(content) + 1 <= 1.01 * ideal + 9
+    monkeypatch.setattr("service.codec.entropy.CHUNK", 13)
+    assert (coder.decode(coder.encode(symbols, 110, flat), symbols.shape, 110, flat) == symbols).all()
+
+
 def test_a_tiny_payload_cannot_claim_a_huge_picture() -> None:
     coder = EntropyCoder(PREDICTORS["laplace"])
     with pytest.raises(CorruptBlob, match="too short"):

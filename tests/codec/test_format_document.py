@@ -102,8 +102,13 @@ class Reader:
     def seen(self, q: int) -> int:
         return clip(q * self.step // 64, -4095, 4095)
 
-    def read(self, payload: bytes, channels: int, height: int, width: int, predict: Predict) -> np.ndarray:
+    def read(
+        self, payload: bytes, channels: int, height: int, width: int, predict: Predict, flat: list[list[int]] | None = None
+    ) -> np.ndarray:
         decoder = RangeDecoder(payload)
+        grounds = [(y, x) for y in range(height) for x in range(width) if flat and flat[y][x]]
+        pattern = next(((y, x) for y, x in grounds if y % 2 == x % 2 == 0), None)
+        left_out = set(grounds) - {pattern}
         q = np.zeros((channels, height, width), int)
         known = np.zeros((channels, height, width), bool)
         start = 0
@@ -117,7 +122,7 @@ class Reader:
                     continue
                 together = max(1, 4096 // len(columns))
                 for first in range(0, len(rows), together):
-                    places = [(y, x) for y in rows[first : first + together] for x in columns]
+                    places = [(y, x) for y in rows[first : first + together] for x in columns if (y, x) not in left_out]
                     plans = []
                     for y, x in places:
                         window = [
@@ -135,6 +140,9 @@ class Reader:
                     values = self.chunk(decoder, plans)
                     for at, (y, x) in enumerate(places):
                         q[start : start + size, y, x] = values[at * size : (at + 1) * size]
+                if phase == 0 and pattern is not None:
+                    for y, x in grounds:
+                        q[start : start + size, y, x] = q[start : start + size, pattern[0], pattern[1]]
                 known[start : start + size, row::2, column::2] = True
             start += size
         return q
@@ -200,6 +208,46 @@ class Reader:
             return means, scales
 
         return predict
+
+
+LIKELY = [1, 231, 139, 138, 11, 215, 228, 253, 5, 18, 4, 237, 46, 3, 18, 255]
+
+
+def bitmap(content: bytes, height: int, width: int) -> list[list[int]]:
+    """The ground section."""
+    decoder, rows = RangeDecoder(content), list[list[int]]()
+
+    def at(y: int, x: int) -> int:
+        return rows[y][x] if y >= 0 and 0 <= x < width else 1
+
+    for y in range(height):
+        rows.append([])
+        for x in range(width):
+            p = LIKELY[at(y, x - 1) + 2 * at(y - 1, x) + 4 * at(y - 1, x + 1) + 8 * at(y - 1, x - 1)]
+            rows[y].append(decoder.table([65536 - 256 * p, 256 * p]))
+    return rows
+
+
+@pytest.mark.parametrize("profile", ["laplace", "context"])
+def test_flat_ground_is_read_as_the_page_says(small_model: Path, profile: str) -> None:
+    folder = small_model if profile == "laplace" else BUNDLED_MODEL
+    codec = Codec(folder, read_manifest(folder))
+    latent = np.random.default_rng(1).laplace(scale=0.8, size=codec.latent_shape(150, 180)).astype(np.float32)
+    latent[:, 1:-3, 1:-2] = np.linspace(-1, 1, latent.shape[0])[:, None, None]
+    content = container.write(codec.encode(latent, Frame(150, 180), 130))
+    # magic and version, identities, varints for 150 and 180, method, flags, step index, sections
+    assert content[:4] == b"SDC\x05" and content[12:20] == bytes([150, 1, 180, 1, 0, 0, 130, 2])
+    sections = container.parse(content, 1 << 20).sections
+    flat = bitmap(sections[2], *latent.shape[1:])
+    if profile == "laplace":
+        reader, predict = (reader := Reader([4], laplace_counts(), 130)), reader.laplace
+    else:
+        tensors = load_file(BUNDLED_MODEL / "entropy.safetensors")
+        coarsest = json.loads((BUNDLED_MODEL / "sdc.json").read_text())["entropy"]["coarsest"]
+        reader = Reader(tensors["group_sizes"].tolist(), tensors["counts"], 130, coarsest)
+        predict = reader.context(tensors)
+    assert sum(map(sum, flat)) > 50
+    assert (reader.read(sections[0], *latent.shape, predict, flat) == codec.quantise(latent, 130)).all()
 
 
 @pytest.mark.parametrize("step_index", [20, 90, 128, 170])
