@@ -36,6 +36,8 @@ from service.manifest import Manifest
 
 FLAT_STEP = UNIT_STEP_INDEX - STEPS_PER_OCTAVE
 """what is the same at this step is flat: a blank wall is not, whatever a coarser step makes of it"""
+FEW_CHANNELS = 4
+"""say for next to nothing that there is none"""
 NEAR = 4
 """an estimate so many steps away is near enough to code by"""
 MOST_ESTIMATES = 3
@@ -43,6 +45,10 @@ MOST_GUESSES = 5
 """after so many codings the search bisects"""
 SMALLEST_SIZE, LARGEST_SIZE = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
 """sizes of latents are told apart between these step indices"""
+
+
+Place = tuple[int, int]
+"""row and column of a latent's position"""
 
 
 @dataclass(frozen=True)
@@ -139,18 +145,18 @@ class Codec:
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
         offset = _offset(frame.seed, latent.shape)
-        symbols, flat = self._told_apart(latent, step_index, offset)
+        return self._encoded(latent, frame, step_index, offset, _flat_place(latent, offset))
+
+    def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None, where: Place | None) -> Blob:
+        """``encode``; ``where`` is a position of flat ground."""
+        symbols = self.quantise(latent, step_index, offset)
+        flat = None if where is None else ground.around(symbols, where)
         return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, flat), flat=flat)
 
-    def _told_apart(self, latent: Latent, step_index: int, offset: Latent | None) -> tuple[Symbols, ground.Mask | None]:
-        """The integers that are sent at this step, and which positions are flat ground."""
-        symbols = self.quantise(latent, step_index, offset)
-        where = ground.find(self.quantise(latent, FLAT_STEP, offset))
-        return symbols, None if where is None else ground.around(symbols, where)
-
-    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None) -> int:
+    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None, where: Place | None) -> int:
         """Bytes that the latent takes at this step, its ground included, at least 1."""
-        symbols, flat = self._told_apart(latent, step_index, offset)
+        symbols = self.quantise(latent, step_index, offset)
+        flat = None if where is None else ground.around(symbols, where)
         bitmap = 0 if flat is None else len(ground.write(flat))
         return max(1, round(self.entropy.estimated_bits(symbols, step_index, flat) / 8) + bitmap)
 
@@ -198,6 +204,7 @@ class Codec:
         """
         budget = self._budget(frame, max_bytes)
         offset = _offset(frame.seed, latent.shape)
+        where = _flat_place(latent, offset)
         shape = rate_shape(latent)
         guess = self.manifest.rate_guess
         predicted = self._guessed(latent, shape)
@@ -206,7 +213,7 @@ class Codec:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
-            sizes[index] = self._estimated(latent, index, offset)
+            sizes[index] = self._estimated(latent, index, offset, where)
             predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
@@ -215,7 +222,7 @@ class Codec:
             if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget:
                 break
             index = min(max(index, low + 1), high - 1)
-            blob = self.encode(latent, frame, index)
+            blob = self._encoded(latent, frame, index, offset, where)
             size = len(container.write(blob))
             sizes[index] = max(1, len(blob.sections[container.LATENT]) + len(blob.sections.get(container.GROUND, b"")))
             if size <= max_bytes:
@@ -306,6 +313,15 @@ class Codec:
             self.code_identity, self.model_identity, frame.width, frame.height,
             method, step_index, sections, frame.tiling, frame.seed, frame.scale,
         )  # fmt: skip
+
+
+def _flat_place(latent: Latent, offset: Latent | None) -> Place | None:
+    """A position of the latent's flat ground, where it has one."""
+
+    def quantised(channels: int) -> Symbols:
+        return quantise(latent[:channels], FLAT_STEP, None if offset is None else offset[:channels])
+
+    return ground.find(quantised(len(latent))) if ground.may_be(quantised(FEW_CHANNELS)) else None
 
 
 def _offset(seed: int | None, shape: tuple[int, ...]) -> Latent | None:
