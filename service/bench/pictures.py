@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from service.errors import BadParameter, SdcError
 from service.imaging.opening import open_picture, photographs
@@ -36,6 +36,17 @@ def load(folder: Path, crop: int, limit: int | None) -> dict[str, Plane]:
     if not found:
         raise BadParameter(f"{folder} holds no pictures" + (f" of at least {crop} pixels a side" if crop else ""))
     return found
+
+
+def on_white(pixels: Plane) -> Plane:
+    """As a product is shown: the middle of a picture, an ellipse of three fifths of its sides with a smooth edge, on white of its size."""
+    height, width = pixels.shape[:2]
+    inner = Image.fromarray(pixels).resize((round(0.6 * width), round(0.6 * height)), Image.Resampling.LANCZOS)
+    edge = Image.new("L", (4 * inner.width, 4 * inner.height))
+    ImageDraw.Draw(edge).ellipse((0, 0, edge.width - 1, edge.height - 1), fill=255)
+    page = Image.new("RGB", (width, height), "white")
+    page.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2), edge.resize(inner.size, Image.Resampling.BOX))
+    return np.asarray(page)
 
 
 def as_png(pixels: Plane) -> bytes:

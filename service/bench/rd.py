@@ -20,9 +20,11 @@ from service.bench import report as written
 from service.bench import tables
 from service.bench.gallery import Gallery
 from service.bench.results import OURS, RateReport, Refusal, Row, Sized, about
+from service.codec.container import scaled
 from service.comparison.metrics import SMALLEST_SIDE, Plane, Quality, measure
 from service.comparison.rivals import HANDICAP, RIVALS, at_least
 from service.errors import BadParameter, SizeUnreachable
+from service.imaging.resizing import enlarge, shrink
 from service.options import CompressOptions, RenderOptions
 from service.pipeline import Compressed, Pipeline, open_pipeline
 from service.settings import Settings
@@ -31,6 +33,9 @@ REFERENCE_PIXELS = 512 * 512
 SIZES = (1600, 2500, 5089, 12000, 24000)
 """bytes of a 512x512 picture; 5,089 is the article's"""
 SHOWN_SIZE = 5089
+SHRUNK, SHRUNK_RIVAL = "AVIF, shrunk", "AVIF"
+SHRUNK_SCALES = (12, 8, 6, 4)
+"""sixteenths of the sides"""
 SHOWN_RIVAL = "AVIF"
 """pictures are shown beside this one's, and ranked by sdc's lead over it in SSIMULACRA2"""
 
@@ -48,6 +53,10 @@ class Terms:
     """only the first so many pictures"""
     handicap: bool = False
     """add JPEG and WebP files larger than ours"""
+    shrunk: bool = False
+    """add AVIF files of smaller pictures, enlarged again"""
+    on_white: bool = False
+    """lay each picture on white first"""
     shown: int = 10
     """so many of the worst and of the best pictures on the page"""
 
@@ -103,6 +112,19 @@ class Rival:
         return len(content), shown, encode_ms, 1000 * (time.perf_counter() - started)
 
 
+def shrunk(pixels: Plane, size: int) -> list[tuple[int, Plane, float, float]]:
+    """What the rule of comparison gives a rival who codes the picture smaller and enlarges it again as we do, at each scale, its own too.
+
+    As ``Rival.at_least``.
+    """
+    height, width = pixels.shape[:2]
+    found = [Rival(RIVALS[SHRUNK_RIVAL], pixels).at_least(size)]
+    for scale in SHRUNK_SCALES:
+        taken, shown, encode_ms, decode_ms = Rival(RIVALS[SHRUNK_RIVAL], shrink(pixels, *scaled(width, height, scale))).at_least(size)
+        found.append((taken, enlarge(shown, width, height), encode_ms, decode_ms))
+    return found
+
+
 class Bench:
     """Measures one picture after the other."""
 
@@ -111,7 +133,7 @@ class Bench:
         self.rivals: list[tuple[str, str, float | None]] = [(name, name, None) for name in RIVALS]
         if terms.handicap:
             self.rivals += [(f"{name}, {factor - 1:+.0%}", name, factor) for name, factor in HANDICAP.items()]
-        self.codecs = [OURS, f"{OURS}, steps=0", *(label for label, _, _ in self.rivals)]
+        self.codecs = [OURS, f"{OURS}, steps=0", *(label for label, _, _ in self.rivals), *([SHRUNK] if terms.shrunk else [])]
         self.shown_size = min(terms.sizes, key=lambda size: abs(size - SHOWN_SIZE))
         self.gallery = Gallery(terms.shown)
         self.rows: list[Row] = []
@@ -144,6 +166,9 @@ class Bench:
         for codec, rival, factor in self.rivals:
             wanted = mine if factor is None else round(allowed * factor)
             await note(codec, *await asyncio.to_thread(rivals[rival].at_least, wanted))
+        if self.terms.shrunk:
+            tried = await asyncio.to_thread(shrunk, pixels, mine)
+            await note(SHRUNK, *max(tried, key=lambda each: measure(pixels, each[1]).ssimulacra2))
         self.rows += rows.values()
         if size == self.shown_size:
             lead = rows[OURS].ssimulacra2 - rows[SHOWN_RIVAL].ssimulacra2
@@ -171,6 +196,8 @@ def measurable(images: Path, crop: int, limit: int | None, out: Console) -> dict
 def run(settings: Settings, terms: Terms, out: Console) -> tuple[RateReport, Gallery]:
     """Measure, with a progress bar on stderr; raises the errors of the pipeline."""
     pictures = measurable(terms.images, terms.crop, terms.limit, out)
+    if terms.on_white:
+        pictures = {name: source.on_white(pixels) for name, pixels in pictures.items()}
 
     async def measured() -> tuple[RateReport, Gallery]:
         async with open_pipeline(settings) as pipeline:
@@ -182,7 +209,7 @@ def run(settings: Settings, terms: Terms, out: Console) -> tuple[RateReport, Gal
                     await bench.picture(name, pixels, partial(progress.advance, task))
             report = RateReport(
                 about=about(pipeline.engine.description, pipeline.codec.model_identity),
-                images=terms.images.resolve().name,
+                images=terms.images.resolve().name + (", laid on white" if terms.on_white else ""),
                 crop=terms.crop,
                 sizes=list(terms.sizes),
                 shown_size=bench.shown_size,

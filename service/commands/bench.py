@@ -35,6 +35,8 @@ def bench_rd(
     crop: Annotated[int, typer.Option(min=0, help="Centre crop of this side; 0 takes pictures whole, at the same bits per pixel.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
     handicap: Annotated[bool, typer.Option(help="Add JPEG with 14 % and WebP with 36 % more bytes than ours.")] = False,
+    shrunk: Annotated[bool, typer.Option("--shrunk", help="Add AVIF shrunk and enlarged again, at its best of five sizes.")] = False,
+    on_white: Annotated[bool, typer.Option("--on-white", help="Lay each picture on white first, as products are shown.")] = False,
     shown: Annotated[int, typer.Option(min=0, help="So many of the worst and of the best pictures on the page.")] = 10,
     folder: ReportFolder = Path("out/rd"),
     model: Model = None,
@@ -44,7 +46,7 @@ def bench_rd(
         from service.bench import rd
 
         sizes = tuple(sorted(set(max_bytes))) if max_bytes else rd.SIZES
-        rd.main(settings_of(model), rd.Terms(images, sizes, crop, limit, handicap, shown), folder, out)
+        rd.main(settings_of(model), rd.Terms(images, sizes, crop, limit, handicap, shrunk, on_white, shown), folder, out)
 
 
 @app.command("show")

@@ -69,12 +69,35 @@ def test_each_number_format_is_measured_once(settings: Settings, tmp_path: Path,
 def test_benchmarks_print_both_sides(bundled_settings: Settings, tmp_path: Path, photo: Plane) -> None:
     (tmp_path / "cat.png").write_bytes(png(photo))
     out = Console(file=io.StringIO(), width=200)
-    rd.main(bundled_settings, rd.Terms(tmp_path, (5089,), crop=256, handicap=True), tmp_path / "out", out)
+    rd.main(bundled_settings, rd.Terms(tmp_path, (5089,), crop=256, handicap=True, shrunk=True), tmp_path / "out", out)
     code.main(bundled_settings, tmp_path, 256, None, out)
     printed = out.file.getvalue()  # type: ignore[attr-defined]
-    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "latent / palette"):
+    for word in ("sdc", "JPEG", "WebP", "AVIF", "SSIMULACRA2", "n=1", "i.i.d.", "WebP, +36%", "AVIF, shrunk", "latent / palette"):
         assert word in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "curves.svg", "README.md"}
+
+
+def test_a_product_on_white(photo: Plane) -> None:
+    laid = pictures.on_white(photo)
+    height, width = photo.shape[:2]
+    assert laid.shape == photo.shape
+    assert (laid[: height // 6] == 255).all() and (laid[:, : width // 6] == 255).all()
+    middle = laid[height // 2 - 20 : height // 2 + 20, width // 2 - 20 : width // 2 + 20]
+    assert (
+        0
+        < np.abs(middle.mean((0, 1)) - photo[height // 2 - 33 : height // 2 + 33, width // 2 - 33 : width // 2 + 33].mean((0, 1))).max()
+        < 5
+    )
+
+
+def test_who_shrinks_first_has_more_to_choose_from(photo: Plane) -> None:
+    """And is held to the same rule: no file is smaller than ours, but for one that can be no larger."""
+    found = rd.shrunk(photo, 900)
+    assert len(found) == 1 + len(rd.SHRUNK_SCALES)
+    assert all(shown.shape == photo.shape for _, shown, _, _ in found)
+    assert all(taken >= 900 for taken, *_ in found)
+    sharp = [np.abs(np.diff(shown.astype(int), axis=1)).mean() for _, shown, _, _ in found]
+    assert sharp[0] > sharp[-1]
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:
