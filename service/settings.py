@@ -12,9 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 BUNDLED_MODEL = Path(__file__).parent / "models" / "bundled"
 
 
-def _models_dir() -> Path:
-    """By the XDG base directory specification."""
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "sdc" / "models"
+def _data() -> Path:
+    """By the XDG base directory specification: a user's own, and nobody clears it away as /tmp and /var/tmp are."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "sdc"
 
 
 Scope = Literal["compress", "render", "admin"]
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.  Loopback unless told otherwise: without keys anybody may compress.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
     models_dir: Path = Field(
-        default_factory=_models_dir,
+        default_factory=lambda: _data() / "models",
         description="Where `sdc models pull` keeps models.",
         json_schema_extra={"default": "~/.local/share/sdc/models"},
     )
@@ -62,7 +62,11 @@ class Settings(BaseSettings):
         description="torch.compile for the sizes warmed up at the start, minutes longer, in place of the kernels that a GPU runs "
         "otherwise; auto: of large models on a GPU that cannot run those.",
     )
-    store_url: str = Field("file:///var/tmp/sdc", description="file:///folder, memory:///, or anything obstore reads.")
+    store_url: str = Field(
+        default_factory=lambda: (_data() / "store").absolute().as_uri(),
+        description="file:///folder, memory:///, or anything obstore reads.",
+        json_schema_extra={"default": "file://~/.local/share/sdc/store"},
+    )
     store_timeout_s: float = Field(10.0, gt=0, description="Seconds the store may take to answer before a request is 504.")
     render_cache_bytes: int = Field(
         1 << 30, ge=0, description="Of rendered pictures kept beside the blobs; 0: none.  On an object store a lifecycle rule bounds them."
@@ -78,11 +82,13 @@ class Settings(BaseSettings):
     )
     api_keys: dict[str, ApiKey] = Field(
         default_factory=dict,
-        description='Who may compress, as JSON: {"shop": {"secret": "...", "scopes": ["compress"], "per_minute": 600}}; none: anybody.',
+        description='Who may compress, as JSON: {"shop": {"secret": "...", "scopes": ["compress"], "per_minute": 600}}, secrets of 16 '
+        "characters at least; none: anybody.",
     )
     signing_keys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")], Annotated[SecretStr, Field(min_length=16)]] = Field(
         default_factory=dict,
-        description='Renders need an address signed by one of these, as JSON: {"k2": "...", "k1": "..."}; the first signs.',
+        description='Renders need an address signed by one of these, as JSON: {"k2": "...", "k1": "..."}, of 16 characters at least; the '
+        "first signs.",
     )
     link_s: int = Field(7 * 86400, ge=60, description="How long the signed links of a reply last.")
     sizes: list[int] = Field(default_factory=list, description="Widths and heights that renders may be asked for, as JSON; empty: any.")

@@ -197,6 +197,8 @@ def open_store(url: str, timeout_s: float = 10.0) -> Objects:
     try:
         if scheme == "file":
             parts = urlsplit(url)
+            if parts.query or parts.fragment:
+                raise StoreUnavailable(f"{url} has a ? or a #: in a folder's name write %3F or %23")
             if parts.netloc not in ("", "localhost"):
                 raise StoreUnavailable(f"{url} names a machine, '{parts.netloc}': a folder's address has three slashes, file:///folder")
             folder = Path(unquote(parts.path))

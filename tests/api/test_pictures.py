@@ -367,6 +367,26 @@ def test_a_form_that_is_not_one_file(client: TestClient, files: list[tuple[str, 
     assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
 
 
+def test_large_photos_wait_in_the_other_lane_and_whoever_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def waited() -> dict[str, float]:
+        labels = [{"op": "encode", "lane": lane} for lane in ("interactive", "bulk")]
+        return {each["lane"]: REGISTRY.get_sample_value("sdc_queue_wait_seconds_count", each) or 0.0 for each in labels}
+
+    monkeypatch.setattr("service.pipeline.SMALL_PIXELS", 4000)
+    own = [("", 40, "interactive"), ("", 41, "bulk")]
+    for query, height, lane in [*own, ("?lane=bulk", 39, "bulk"), ("?lane=interactive", 42, "interactive")]:
+        before = waited()
+        assert client.post(f"/compress{query}", content=png(np.full((height, 100, 3), 9, np.uint8))).status_code == 201
+        grown = {each for each, count in waited().items() if count > before[each]}
+        assert grown == {lane}
+
+
+def test_the_way_to_the_one_address_is_kept_for_a_day(client: TestClient) -> None:
+    path = client.post("/compress", content=PHOTO).headers["location"]
+    moved = client.get(f"{path}.webp?q=80", follow_redirects=False)
+    assert (moved.status_code, moved.headers["cache-control"]) == (308, "public, max-age=86400")
+
+
 @pytest.mark.parametrize("charset", ["undefined", "no-such", "utf-16"])
 def test_a_form_in_a_strange_charset(client: TestClient, charset: str) -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n'

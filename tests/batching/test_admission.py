@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import REGISTRY
 
-from service.batching.admission import Admission
+from service.batching.admission import VAIN, Admission
 from service.batching.durations import Durations
 from service.errors import DeadlineMissed, Overloaded
 from service.telemetry import metrics
@@ -90,3 +90,37 @@ def test_a_deadline_in_the_past(admission: Admission, now: list[float]) -> None:
     now[0] = 5.0
     with pytest.raises(DeadlineMissed, match="no time is left"):
         admission.refuse_hopeless("render", 4.9, "interactive")
+
+
+def test_what_failed_teaches_nothing_of_how_long_pictures_take(admission: Admission, now: list[float]) -> None:
+    """Damaged uploads end early: a stream of them would make every promise too short."""
+    before = admission.claim("render", 500, "interactive", math.inf).processor_s
+    for _ in range(30):
+        claim = admission.claim("render", 500, "interactive", math.inf)
+        admission.enter(claim)
+        admission.processed(claim, 0.001)
+        admission.leave(claim, ValueError)
+    assert admission.claim("render", 500, "interactive", math.inf).processor_s == pytest.approx(before)
+
+
+def test_who_came_too_late_teaches_what_was_still_to_do(admission: Admission, now: list[float]) -> None:
+    for _ in range(5):
+        claim = admission.claim("render", 100, "interactive", now[0] + 50)
+        admission.enter(claim)
+        now[0] += claim.promised_s  # just as long as was promised, and nothing of it done
+        admission.leave(claim, DeadlineMissed)
+    assert admission._margins["render"].seconds == pytest.approx(100 / 100 + 100 / 1000)
+
+
+def test_an_idle_service_lets_one_in_where_its_predictions_let_nobody_in_and_then_believes_them_again(
+    admission: Admission, now: list[float]
+) -> None:
+    for _ in range(VAIN):
+        with pytest.raises(DeadlineMissed):
+            admission.claim("render", 1000, "interactive", now[0] + 1)
+    claim = admission.claim("render", 1000, "interactive", now[0] + 1)
+    assert claim.deadline == math.inf
+    admission.enter(claim)
+    admission.leave(claim, None)
+    with pytest.raises(DeadlineMissed):
+        admission.claim("render", 1000, "interactive", now[0] + 1)

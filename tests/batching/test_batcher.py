@@ -478,6 +478,39 @@ def test_a_stuck_device_is_not_alive(known_s: float | None, longest: float) -> N
     run(scenario, clock=lambda: now)
 
 
+def test_a_picture_that_turns_out_damaged_gives_its_turn_away() -> None:
+    """It has had its turn and submits nothing: a few such uploads, and nobody would be begun any more."""
+
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        for _ in range(20):
+            with pytest.raises(ValueError, match="damaged"), batcher.admit("square", 1) as ticket:
+                await asyncio.wait_for(ticket.turn(), 5)
+                raise ValueError("damaged")
+        with batcher.admit("square", 1) as ticket:
+            await asyncio.wait_for(ticket.turn(), 5)
+            assert await ticket.submit("s", 3, 1) == 9
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("either_device", [False], ids=["in the call"], indirect=True)
+def test_a_batch_that_was_laid_out_and_is_wanted_by_nobody_is_not_computed() -> None:
+    async def scenario(batcher: Batcher, device: Device) -> None:
+        first = await held(batcher, device)
+        tasks = [submit(batcher, n) for n in range(1, 5)]
+        await settle()
+        assert len(batcher.rows.in_hand) == 2
+        for task in tasks:
+            task.cancel()
+        await settle()
+        device.gate.set()
+        await first
+        assert await submit(batcher, 7) == 49
+        assert not [batch for batch in device.batches if set(batch) & {1, 2, 3, 4}]
+
+    run(scenario, max_delay_s=0)
+
+
 def test_a_lost_device_ends_the_process() -> None:
     """Every further call would fail, and nobody would restart a process that says it lives."""
 

@@ -175,3 +175,13 @@ def test_a_million_damaged_blobs() -> None:
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
     assert container.VERSION == 5
+
+
+@pytest.mark.parametrize(("side", "margin", "sound"), [(256, 128, True), (255, 100, False), (256, 129, False), (65535, 32767, True)])
+def test_an_impossible_tiling_is_refused(side: int, margin: int, sound: bool) -> None:
+    content = write(replace(OPAQUE, tiling=Tiling(side, margin), version=0))
+    if sound:
+        assert parse(content, LIMIT).tiling == Tiling(side, margin)
+        return
+    with pytest.raises(CorruptBlob, match=f"tiling: side {side}, margin {margin}"):
+        parse(content, LIMIT)

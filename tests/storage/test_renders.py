@@ -221,6 +221,22 @@ def test_the_last_used_are_in_memory_too(objects: Objects) -> None:
     run(check)
 
 
+def test_what_is_forgotten_or_kept_again_leaves_its_place_in_memory(objects: Objects) -> None:
+    """Or else the sum of bytes only grows, and one day nothing is kept in memory any more."""
+
+    async def check() -> None:
+        cache = RenderCache(objects, 1000, memory_bytes=100)
+        for _ in range(5):
+            await keep(cache, ID, "one", bytes(33))
+            await cache.forget(ID)
+        for variant in ("one", "one", "one", "one", "two"):
+            await keep(cache, OTHER, variant, bytes(33))
+        assert [cache.in_memory(OTHER, variant) for variant in ("one", "two")] == [bytes(33)] * 2
+        assert cache._bytes_in_memory == 66
+
+    run(check)
+
+
 def test_a_cache_that_keeps_nothing_remembers_nothing(objects: Objects) -> None:
     async def check() -> None:
         cache = RenderCache(objects, 0, memory_bytes=100)
