@@ -30,14 +30,11 @@ from service.codec.steps import (
     dither,
     nearest_step,
     quantise,
+    step_size,
 )
 from service.errors import CorruptBlob, MethodUnavailable, SizeUnreachable, WrongModel
 from service.manifest import Manifest
 
-FLAT_STEP = UNIT_STEP_INDEX - STEPS_PER_OCTAVE
-"""what is the same at this step is flat: a blank wall is not, whatever a coarser step makes of it"""
-FEW_CHANNELS = 4
-"""say for next to nothing that there is none"""
 NEAR = 4
 """an estimate so many steps away is near enough to code by"""
 MOST_ESTIMATES = 3
@@ -45,10 +42,6 @@ MOST_GUESSES = 5
 """after so many codings the search bisects"""
 SMALLEST_SIZE, LARGEST_SIZE = -STEPS_PER_OCTAVE * 8, STEP_COUNT + STEPS_PER_OCTAVE * 8
 """sizes of latents are told apart between these step indices"""
-
-
-Place = tuple[int, int]
-"""row and column of a latent's position"""
 
 
 @dataclass(frozen=True)
@@ -144,19 +137,18 @@ class Codec:
 
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
-        offset = _offset(frame.seed, latent.shape)
-        return self._encoded(latent, frame, step_index, offset, _flat_place(latent, offset))
+        return self._encoded(latent, frame, step_index, _offset(frame.seed, latent.shape), _flat_place(latent, frame))
 
-    def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None, where: Place | None) -> Blob:
+    def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None, where: ground.Place | None) -> Blob:
         """``encode``; ``where`` is a position of flat ground."""
         symbols = self.quantise(latent, step_index, offset)
-        flat = None if where is None else ground.around(symbols, where)
+        flat = None if where is None else ground.around(latent, symbols, where, step_size(step_index))
         return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, flat), flat=flat)
 
-    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None, where: Place | None) -> int:
+    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None, where: ground.Place | None) -> int:
         """Bytes that the latent takes at this step, its ground included, at least 1."""
         symbols = self.quantise(latent, step_index, offset)
-        flat = None if where is None else ground.around(symbols, where)
+        flat = None if where is None else ground.around(latent, symbols, where, step_size(step_index))
         bitmap = 0 if flat is None else len(ground.write(flat))
         return max(1, round(self.entropy.estimated_bits(symbols, step_index, flat) / 8) + bitmap)
 
@@ -204,7 +196,7 @@ class Codec:
         """
         budget = self._budget(frame, max_bytes)
         offset = _offset(frame.seed, latent.shape)
-        where = _flat_place(latent, offset)
+        where = _flat_place(latent, frame)
         shape = rate_shape(latent)
         guess = self.manifest.rate_guess
         predicted = self._guessed(latent, shape)
@@ -315,13 +307,9 @@ class Codec:
         )  # fmt: skip
 
 
-def _flat_place(latent: Latent, offset: Latent | None) -> Place | None:
-    """A position of the latent's flat ground, where it has one."""
-
-    def quantised(channels: int) -> Symbols:
-        return quantise(latent[:channels], FLAT_STEP, None if offset is None else offset[:channels])
-
-    return ground.find(quantised(len(latent))) if ground.may_be(quantised(FEW_CHANNELS)) else None
+def _flat_place(latent: Latent, frame: Frame) -> ground.Place | None:
+    """A position of the latent's flat ground, where it has one; dither leaves none."""
+    return ground.find(latent) if frame.seed is None else None
 
 
 def _offset(seed: int | None, shape: tuple[int, ...]) -> Latent | None:

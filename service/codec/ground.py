@@ -1,6 +1,6 @@
 """Flat ground: the positions whose symbols are all those of one other, sent as a bitmap instead of symbol by symbol.
 
-    symbols at a fine step -> find -> a place of it; with symbols at any step -> around -> mask (h, w) -> write -> section -> read -> mask
+    latent -> find -> a place of it; with symbols at a step -> around -> mask (h, w) -> write -> section -> read -> mask
 
 A product on white is half ground, and nothing that a pass knows tells it of the symbols that stand beside each other in the same pass.
 How the passes leave the ground out is ``service.codec.entropy``'s.
@@ -14,18 +14,25 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from service.codec.steps import Symbols
+from service.codec.steps import Latent, Symbols
 from service.codec.tables import TOTAL
 from service.errors import CorruptBlob
 
 Mask = npt.NDArray[np.bool_]
 """(h, w): which positions are ground"""
+Place = tuple[int, int]
+"""row and column of a position"""
 
 NEIGHBOURS: Final = ((0, -1), (-1, 0), (-1, 1), (-1, -1))
 """rows and columns away, of what says how likely a position is ground: the first counts 1, the next 2, 4, 8; outside the picture all is"""
 GROUND_OF_256: Final = (1, 231, 139, 138, 11, 215, 228, 253, 5, 18, 4, 237, 46, 3, 18, 255)
 """how likely, in 256ths, by the sum of the neighbours that are: as it was in the bitmaps of 24 shapes on white at three steps"""
 
+FLAT: Final = 0.02
+"""of the normalised latent's unit: what differs less is flat"""
+NEARLY: Final = 1 / 32
+"""of a step: what differs less may be rounded alike"""
+FEW_CHANNELS: Final = 4
 FEWEST: Final = 24
 """positions that are worth a bitmap"""
 SECTION_BITS: Final = 24
@@ -40,39 +47,54 @@ _CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
 _MODELS = [constriction.stream.model.Categorical(each, perfect=False) for each in _PROBABILITIES]
 
 
-def may_be(symbols: Symbols) -> bool:
-    """Whether enough positions have the symbols of those before them: a quick no, of a few channels too."""
-    return int((symbols[..., 1:] == symbols[..., :-1]).all(0).sum()) >= FEWEST // 2
+def find(latent: Latent) -> Place | None:
+    """A position of the latent's (C, h, w) flat ground, or None where there is none that pays for its bitmap.
 
-
-def find(symbols: Symbols) -> tuple[int, int] | None:
-    """Row and column of a position whose symbols most others have too, where a bitmap of them pays; symbols are (C, h, w).
-
-    At a fine step: at coarse ones natural pictures are alike in many places as well, which then cost next to nothing.
+    Flat is what hardly differs from position to position, in all channels; a blank wall in a photograph does.
     """
-    channels, _, width = symbols.shape
-    rows = np.ascontiguousarray(symbols.reshape(channels, -1).T)
-    again = rows[1:][(rows[1:] == rows[:-1]).all(1)]
-    if len(again) < FEWEST:
+    few = latent[:FEW_CHANNELS]
+    if _again(few).sum() < FEWEST:  # a quick no, as of nearly every photograph
         return None
-    # rows are told apart by a sum with random factors, which is quicker than sorting them; whatever it mixes up is not taken for ground
-    keys = again.astype(np.int64) @ np.random.default_rng(0).integers(-(1 << 62), 1 << 62, channels)
-    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    alike = (rows == again[first[counts.argmax()]]).all(1)
-    where = divmod(int(alike.argmax()), width)
-    return None if around(symbols, where) is None else where
+    again = _again(latent)
+    if again.sum() < FEWEST:
+        return None
+    # the largest of several, told apart by a few channels
+    candidates = np.flatnonzero(again)
+    keys = np.rint(few[:, :, 1:].reshape(len(few), -1)[:, candidates] / FLAT).astype(np.int64).T
+    _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    row, column = divmod(int(candidates[first[counts.argmax()]]), latent.shape[2] - 1)
+    return None if _paying(_near(latent, (row, column + 1), FLAT)) is None else (row, column + 1)
 
 
-def around(symbols: Symbols, where: tuple[int, int]) -> Mask | None:
-    """The positions of (C, h, w) whose symbols are those of one; None where a bitmap does not pay."""
-    mask: Mask = (symbols == symbols[:, where[0], where[1], None, None]).all(0)
-    if not mask[::2, ::2].any():
-        return None
+def around(latent: Latent, symbols: Symbols, where: Place, step: float) -> Mask | None:
+    """The ground that a position of it is in, at this step; None where a bitmap does not pay.
+
+    Makes the symbols of all of it those of the one position: rounding may have told apart what differs by the last digit of a float.
+    """
+    alike = (symbols == symbols[:, where[0], where[1], None, None]).all(0)
+    mask = _paying(alike | _near(latent, where, NEARLY * step))
+    if mask is not None:
+        symbols[:, mask] = symbols[:, where[0], where[1], None]
+    return mask
+
+
+def _again(latent: Latent) -> Mask:
+    """(h, w - 1): which positions are as those to the left."""
+    again: Mask = (np.abs(latent[:, :, 1:] - latent[:, :, :-1]) <= FLAT).all(0)
+    return again
+
+
+def _near(latent: Latent, where: Place, tolerance: float) -> Mask:
+    near: Mask = (np.abs(latent - latent[:, where[0], where[1], None, None]) <= tolerance).all(0)
+    return near
+
+
+def _paying(mask: Mask) -> Mask | None:
     bits = float(_BITS[_contexts(mask), mask.astype(int)].sum())
-    return mask if bits + SECTION_BITS < SAVED_BITS * int(mask.sum()) else None
+    return mask if mask[::2, ::2].any() and bits + SECTION_BITS < SAVED_BITS * int(mask.sum()) else None
 
 
-def pattern(mask: Mask) -> tuple[int, int]:
+def pattern(mask: Mask) -> Place:
     """Row and column of the position that is sent and that all the others are like: the first of the first phase.  Raises CorruptBlob."""
     first = np.flatnonzero(mask[::2, ::2])
     if not len(first):

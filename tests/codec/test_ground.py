@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from service.codec import ground
 from service.codec.ground import FEWEST, Mask
-from service.codec.steps import Symbols, quantise
+from service.codec.steps import Latent, quantise, step_size
 from service.errors import CorruptBlob
+
+STEP = 110
 
 
 def disc(height: int, width: int) -> Mask:
@@ -19,11 +21,13 @@ def disc(height: int, width: int) -> Mask:
     return mask
 
 
-def on_flat(mask: Mask, channels: int = 5) -> Symbols:
-    """Natural symbols where there is no ground, the same everywhere else."""
-    symbols = quantise(np.random.default_rng(1).laplace(scale=0.7, size=(channels, *mask.shape)).astype(np.float32), 110)
-    symbols[:, mask] = np.arange(channels)[:, None] - 2
-    return symbols
+def on_flat(mask: Mask, channels: int = 5) -> Latent:
+    """A natural latent where there is no ground, the same everywhere else but for the last digits of a float."""
+    rng = np.random.default_rng(1)
+    latent = rng.laplace(scale=0.7, size=(channels, *mask.shape))
+    noise = rng.normal(scale=1e-5, size=(channels, int(mask.sum())))
+    latent[:, mask] = (np.arange(channels) - 2)[:, None] * 0.5 * step_size(STEP) + noise  # on the edges of cells
+    return latent.astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,22 +48,27 @@ def test_a_bitmap_is_small() -> None:
     assert len(ground.write(np.ones((64, 64), bool))) < 8
 
 
-def found(symbols: Symbols) -> Mask | None:
-    where = ground.find(symbols)
-    return None if where is None else ground.around(symbols, where)
+def found(latent: Latent) -> Mask | None:
+    where = ground.find(latent)
+    return None if where is None else ground.around(latent, quantise(latent, STEP), where, step_size(STEP))
 
 
-def test_it_is_found_where_it_is() -> None:
+def test_it_is_found_where_it_is_and_rounded_alike() -> None:
     mask = disc(30, 20)
-    flat = found(on_flat(mask))
-    assert flat is not None
+    latent = on_flat(mask)
+    flat, symbols, where = found(latent), quantise(latent, STEP), ground.find(latent)
+    assert flat is not None and where is not None
     assert (flat == mask).all()
+    assert len(np.unique(symbols[:, mask], axis=1).T) > 1
+    ground.around(latent, symbols, where, step_size(STEP))
+    assert len(np.unique(symbols[:, mask], axis=1).T) == 1
+    assert np.abs(symbols * step_size(STEP) - latent).max() < 0.51 * step_size(STEP)
 
 
 def test_of_several_the_largest_is_found() -> None:
-    symbols = on_flat(disc(30, 30))
-    symbols[:, 10:20, 10:20] = 7
-    flat = found(symbols)
+    latent = on_flat(disc(30, 30))
+    latent[:, 10:20, 10:20] = 7
+    flat = found(latent)
     assert flat is not None
     assert (flat == disc(30, 30)).all()
 
@@ -71,7 +80,8 @@ def test_where_it_does_not_pay_there_is_none() -> None:
     assert ground.find(on_flat(few)) is None
     scattered = np.random.default_rng(2).random((30, 30)) < 0.5
     assert ground.find(on_flat(scattered)) is None  # its bitmap costs a bit each
-    assert ground.find(np.zeros((3, 1, 1), np.int32)) is None
+    assert ground.find(np.zeros((3, 1, 1), np.float32)) is None
+    assert ground.find(np.zeros((3, 40, 1), np.float32)) is None
 
 
 def test_one_of_the_first_phase_is_what_the_others_are_like() -> None:
