@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from service.bench import code, pictures, rd, scale, show, speed
+from service.comparison.rivals import RIVALS
 from service.engine.device import DTYPES
 from service.errors import BadParameter
 from service.pipeline import Pipeline, open_pipeline
@@ -88,14 +89,15 @@ def test_a_product_on_white(photo: Plane) -> None:
     assert np.abs(middle.mean((0, 1)) - shown.mean((0, 1))).max() < 5
 
 
-def test_who_shrinks_first_has_more_to_choose_from(photo: Plane) -> None:
-    """And is held to the same rule: no file is smaller than ours, but for one that can be no larger."""
-    found = rd.shrunk(photo, 900)
-    assert len(found) == 1 + len(rd.SHRUNK_SCALES)
-    assert all(shown.shape == photo.shape for _, shown, _, _ in found)
-    assert all(taken >= 900 for taken, *_ in found)
-    sharp = [np.abs(np.diff(shown.astype(int), axis=1)).mean() for _, shown, _, _ in found]
-    assert sharp[0] > sharp[-1]
+def test_who_shrinks_first_has_smaller_files(photo: Plane) -> None:
+    """And is held to the same rule: none is smaller than ours."""
+    for size in (700, 5000):
+        taken, shown, _, _ = rd.shrunk(photo, size)
+        assert shown.shape == photo.shape
+        assert size <= taken <= rd.HARDLY_LARGER * size
+    smallest = rd.Rival(RIVALS["AVIF"], photo).at_least(700)[0]
+    assert smallest > rd.HARDLY_LARGER * 700, "at its own size there is none so small"
+    assert rd.shrunk(photo, 1)[0] < smallest
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:

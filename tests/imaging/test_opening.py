@@ -86,6 +86,22 @@ def test_alpha_is_kept(mode: str) -> None:
     assert len(np.unique(picture.rgb[alpha == 0], axis=0)) == 1, "hidden colours must not cost bytes"
 
 
+def test_what_nobody_sees_has_the_colour_of_the_rest() -> None:
+    """So that it costs no bytes: editors leave anything there."""
+    pixels = np.zeros((40, 60, 4), np.uint8)
+    pixels[:, :20] = (255, 0, 255, 0)
+    pixels[:, 20:40] = (10, 100, 30, 255)
+    pixels[:, 40:] = (20, 200, 50, 128)
+    picture = open_picture(png(pixels), LIMIT)
+    assert (picture.rgb[:, :20] == (15, 150, 40)).all()
+    assert (picture.rgb[:, 20:] == pixels[:, 20:, :3]).all()
+
+
+def test_what_is_no_number_in_a_float_picture_is_black() -> None:
+    samples = np.array([[0.0, 0.5, np.nan, 1.0]] * 4, np.float32)
+    assert open_picture(saved(Image.fromarray(samples), "TIFF"), LIMIT).rgb[0, :, 0].tolist() == [0, 128, 0, 255]
+
+
 def test_opaque_alpha_is_dropped() -> None:
     image = Image.fromarray(SOURCE)
     image.putalpha(255)

@@ -71,6 +71,9 @@ def test_contain_lays_the_picture_on_a_transparent_ground() -> None:
     assert shown.alpha is not None
     assert (shown.alpha[:5] == 0).all() and (shown.alpha[5:35] == 255).all() and (shown.alpha[35:] == 0).all()
     assert resize(Picture(make_picture(60, 80)), Box(40, 30, "contain")).alpha is None
+    upright = resize(Picture(make_picture(80, 60)), Box(40, 40, "contain")).alpha
+    assert upright is not None
+    assert (upright[:, :5] == 0).all() and (upright[:, 5:35] == 255).all() and (upright[:, 35:] == 0).all()
 
 
 def test_hidden_colours_do_not_bleed() -> None:
