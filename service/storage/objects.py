@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CONCURRENT_CALLS = 16
 YOUNG_S = 60.0
+"""an empty folder that is younger may be one that something is being written into"""
 RETRIES = 3
 PLAIN_HTTP = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP", "AZURE_STORAGE_ENDPOINT", "AZURE_ALLOW_HTTP")
 """variables of obstore by which somebody says that the store is to be asked without TLS: an address of http, or the permission"""

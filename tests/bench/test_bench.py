@@ -91,13 +91,12 @@ def test_a_product_on_white(photo: Plane) -> None:
 
 def test_who_shrinks_first_has_smaller_files(photo: Plane) -> None:
     """And is held to the same rule: none is smaller than ours."""
-    for size in (700, 5000):
-        taken, shown, _, _ = rd.shrunk(photo, size)
-        assert shown.shape == photo.shape
-        assert size <= taken <= rd.HARDLY_LARGER * size
-    smallest = rd.Rival(RIVALS["AVIF"], photo).at_least(700)[0]
-    assert smallest > rd.HARDLY_LARGER * 700, "at its own size there is none so small"
-    assert rd.shrunk(photo, 1)[0] < smallest
+    pixels = np.ascontiguousarray(photo[50:250, 125:325])
+    taken, shown, _, _ = rd.shrunk(pixels, 560)
+    assert shown.shape == pixels.shape
+    assert 560 <= taken <= rd.HARDLY_LARGER * 560
+    smallest = rd.Rival(RIVALS["AVIF"], pixels).at_least(1)[0]
+    assert smallest > rd.HARDLY_LARGER * 560, "at its own size there is none so small"
 
 
 def test_ours_keeps_its_promise(bundled_settings: Settings, photo: Plane) -> None:

@@ -140,7 +140,7 @@ def images(photos: dict[str, Plane], tmp_path: Path) -> Path:
 
 
 def test_what_is_behind_an_auto_encoder_that_was_trained_on_is_not_taken_for_its_own(images: Path, tmp_path: Path) -> None:
-    run, short = tmp_path / "run", small(tmp_path, 0.01)
+    run, short = tmp_path / "run", small(tmp_path, 0.002)
     common = ["--images", str(images), "--out", str(run), "--config"]
     for stage in ("vae", "context", "unet"):
         assert CliRunner().invoke(app, [stage, *common, str(short)]).exit_code == 0
