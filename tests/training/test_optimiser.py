@@ -103,6 +103,16 @@ def test_a_resumed_stage_goes_on_as_if_it_had_never_stopped(tmp_path: Path, monk
             torch.testing.assert_close(left, right)
 
 
+def test_what_was_trained_on_another_auto_encoder_is_not_gone_on_with(tmp_path: Path) -> None:
+    stage = Stage(1, 2, 0.01, 1, 0.5, 0.9)
+    first = Progress("unet", {"net": net()}, stage, tmp_path, of=100)
+    train(first, 2)
+    first.save()
+    assert Progress("unet", {"net": net()}, stage, tmp_path, of=100).step == 2
+    with pytest.raises(SystemExit, match="an auto-encoder of 100 steps, which has 250 now: move it away"):
+        Progress("unet", {"net": net()}, stage, tmp_path, of=250)
+
+
 def test_losses_in_pieces_are_differentiated_as_their_sum(tmp_path: Path) -> None:
     progress, x = Progress("s", {"net": net()}, Stage(1, 2, 0.01, 1, 0.5, 0.9), tmp_path), torch.randn(2, 3, 8, 8)
     network = progress.modules["net"]
