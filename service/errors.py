@@ -194,14 +194,14 @@ class StoreUnavailable(SdcError):
     kind = "store-unavailable"
 
     @property
-    def has_own_words(self) -> bool:
-        """Whether the store said something itself."""
-        return self.__cause__ is not None and not isinstance(self.__cause__, TimeoutError)
+    def own_words(self) -> str | None:
+        """What the store said itself, if it did."""
+        return None if self.__cause__ is None or isinstance(self.__cause__, TimeoutError) else first_line(self.__cause__)
 
     @property
     def in_full(self) -> str:
         """With the store's own words, for whoever runs the program; they are nothing for callers, for they name keys and addresses."""
-        return f"{self.detail}: {first_line(self.__cause__)}" if self.has_own_words and self.__cause__ else self.detail
+        return f"{self.detail}: {self.own_words}" if self.own_words else self.detail
 
 
 class StoreTooSlow(StoreUnavailable):

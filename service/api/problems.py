@@ -74,7 +74,7 @@ def reply_to(error: errors.SdcError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="sdc"'
     elif isinstance(error, errors.StoreUnavailable):
         headers["Retry-After"] = "5"
-        detail += ": its own words are in the service's log" if error.has_own_words else ""
+        detail += ": its own words are in the service's log" if error.own_words else ""
     elif isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     elif isinstance(error, errors.SizeUnreachable):

@@ -141,14 +141,19 @@ class Codec:
 
     def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None, where: ground.Place | None) -> Blob:
         """``encode``; ``where`` is a position of flat ground."""
-        symbols = self.quantise(latent, step_index, offset)
-        flat = None if where is None else ground.around(latent, symbols, where, step_size(step_index))
+        symbols, flat = self._told_apart(latent, step_index, offset, where)
         return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, flat), flat=flat)
+
+    def _told_apart(
+        self, latent: Latent, step_index: int, offset: Latent | None, where: ground.Place | None
+    ) -> tuple[Symbols, ground.Mask | None]:
+        """The integers that are sent at this step, and which positions are flat ground."""
+        symbols = self.quantise(latent, step_index, offset)
+        return symbols, None if where is None else ground.around(latent, symbols, where, step_size(step_index))
 
     def _estimated(self, latent: Latent, step_index: int, offset: Latent | None, where: ground.Place | None) -> int:
         """Bytes that the latent takes at this step, its ground included, at least 1."""
-        symbols = self.quantise(latent, step_index, offset)
-        flat = None if where is None else ground.around(latent, symbols, where, step_size(step_index))
+        symbols, flat = self._told_apart(latent, step_index, offset, where)
         bitmap = 0 if flat is None else len(ground.write(flat))
         return max(1, round(self.entropy.estimated_bits(symbols, step_index, flat) / 8) + bitmap)
 

@@ -15,6 +15,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
+from service.codec import words
 from service.codec.context import Integers, Predictor, visible
 from service.codec.ground import Mask, pattern
 from service.codec.lattice import PHASES, Lattice
@@ -156,16 +157,14 @@ class EntropyCoder:
             wide = chunk.low_bits > 0
             if wide.any():
                 encoder.encode(low[wide], _UNIFORM, np.int32(1) << chunk.low_bits[wide])
-        words: npt.NDArray[np.uint32] = encoder.get_compressed()
-        return words.astype("<u4").tobytes().rstrip(b"\0")
+        return words.to_bytes(encoder)
 
     def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int, ground: Mask | None = None) -> Symbols:
         """Bytes to symbols of ``shape``; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
         positions = shape[1] * shape[2] if ground is None else ground.size - int(ground.sum()) + 1
         if 8 * len(payload) + 64 < self.least_bits * int(self.sent(step_index).sum()) * positions:
             raise CorruptBlob("the payload is too short for a picture of this size")
-        words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
-        decoder = constriction.stream.queue.RangeDecoder(words)
+        decoder = words.decoder_of(payload)
         symbols: Symbols = np.zeros((*shape[1:], shape[0]), np.int32)
         try:
             for chunk in self._chunks(symbols, step_index, ground=ground):

@@ -14,6 +14,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
+from service.codec import words
 from service.codec.steps import Latent, Symbols
 from service.codec.tables import TOTAL
 from service.errors import CorruptBlob
@@ -107,14 +108,12 @@ def write(mask: Mask) -> bytes:
     """A mask to its section."""
     encoder = constriction.stream.queue.RangeEncoder()
     encoder.encode(mask.ravel().astype(np.int32), _CATEGORICAL, _PROBABILITIES[_contexts(mask).ravel()])
-    words: npt.NDArray[np.uint32] = encoder.get_compressed()
-    return words.astype("<u4").tobytes().rstrip(b"\0")
+    return words.to_bytes(encoder)
 
 
 def read(content: bytes, height: int, width: int) -> Mask:
     """The reverse; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
-    words = np.frombuffer(content + bytes(-len(content) % 4), "<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
+    decoder = words.decoder_of(content)
     above, rows = [1] * (width + 2), []
     try:
         for _ in range(height):

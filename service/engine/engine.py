@@ -279,18 +279,15 @@ class Engine:
 
         Nothing of the failed call is kept, be it as a traceback or as the error that another came of: its tensors would be kept with it.
         """
-        lost = False
         try:
             return call()
         except (torch.OutOfMemoryError, MemoryError):
             pass
         except RuntimeError as error:
             if not any(words in str(error) for words in NO_MEMORY):
-                lost = self._lost()
-                if not lost:
-                    raise
-        if lost:
-            raise DeviceLost("the device does not answer any more")
+                if self._lost():
+                    raise DeviceLost("the device does not answer any more") from error
+                raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfMemory("the picture does not fit into the device's memory")
