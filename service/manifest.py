@@ -144,6 +144,10 @@ class Manifest(BaseModel):
     rate_points: RatePoints
     rate_guess: RateGuess = RateGuess.model_validate({})
     scaling: ScaleRule | None = Field(None, description="None given: every picture is coded at its own size.")
+    flat_ground: bool = Field(
+        False,
+        description="Whether flat ground is sent once: for auto-encoders that make of a place what lies near it, and of nothing else.",
+    )
     tiling: TilingRule = TilingRule.model_validate({})
     decoder_revision: int = Field(1, ge=1, description="Raised when the decoder alone was made anew: the same files, other pixels.")
     default_steps: int = Field(1, ge=0, le=50, description="U-Net steps of a render that does not say.")

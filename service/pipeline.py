@@ -30,13 +30,15 @@ from service.codec import coders, container
 from service.codec.codec import Codec, Frame
 from service.codec.coders import Coders, Coding
 from service.codec.container import WHOLE_SCALE, Blob, Tiling, scaled
+from service.codec.ground import Ground, worth_sending
 from service.codec.methods import LATENT
 from service.codec.steps import Latent, step_size
 from service.engine.engine import Engine, Finish
 from service.engine.tiling import Mosaic, border_cells, tiles
 from service.errors import BadParameter, CorruptBlob, SizeUnreachable, WrongModel
+from service.imaging import flat
 from service.imaging.opening import open_picture, picture_size
-from service.imaging.picture import Picture, Plane
+from service.imaging.picture import Picture, Plane, greyed
 from service.imaging.preview import Glance, glance
 from service.imaging.resizing import enlarge, plan, resize, shrink
 from service.imaging.writing import FORMATS, read_alpha, write_alpha, write_picture
@@ -235,9 +237,10 @@ class Pipeline:
         with self.batcher.admit("encode", _padded_pixels(manifest, width, height), lane, deadline, submitted) as ticket:
             await stages.turn(ticket)
             with stages.timed("open"):
-                picture, padded, first_look = await ticket.aside(lambda: self._open(source, scale))
+                picture, grey, padded, first_look = await ticket.aside(lambda: self._open(source, scale))
             seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
-            blob = await self._coded(picture, padded, Frame(picture.width, picture.height, seed=seed, scale=scale), options, stages, ticket)
+            frame = Frame(picture.width, picture.height, seed=seed, scale=scale, grey=grey)
+            blob = await self._coded(picture, padded, frame, options, stages, ticket)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
 
     async def _coded(self, picture: Picture, padded: Plane, frame: Frame, options: CompressOptions, stages: Stages, ticket: Ticket) -> Blob:
@@ -248,17 +251,17 @@ class Pipeline:
             with stages.timed("code"):
                 if picture.alpha is not None and frame.alpha is None:
                     frame = replace(frame, alpha=await ticket.aside(partial(write_alpha, picture.alpha), finishing=True))
-                coded = await ticket.aside(partial(self._code, latent, frame, options), finishing=True)
+                coded = await ticket.aside(partial(self._code, latent, padded, frame, options), finishing=True)
             if isinstance(coded, Blob):
                 return coded
             frame = replace(frame, scale=coded)
             with stages.timed("open"):
                 padded = await ticket.aside(partial(self._padded, picture, coded), finishing=True)
 
-    def _open(self, source: bytes, scale: int) -> tuple[Picture, Plane, Glance]:
-        """The picture, what the network shall see of it, and a first look at it."""
+    def _open(self, source: bytes, scale: int) -> tuple[Picture, bool, Plane, Glance]:
+        """The picture, whether it is grey, what the network shall see of it, and a first look at it."""
         picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
-        return picture, self._padded(picture, scale), glance(picture)
+        return picture, picture.grey, self._padded(picture, scale), glance(picture)
 
     def _padded(self, picture: Picture, scale: int) -> Plane:
         """The colours of a picture at a scale, with what the network shall see around them."""
@@ -268,7 +271,7 @@ class Pipeline:
         sides = ((border, -height % factor + border), (border, -width % factor + border), (0, 0))
         return np.pad(shrink(picture.rgb, width, height), sides, mode="edge")
 
-    def _code(self, latent: Latent, frame: Frame, options: CompressOptions) -> Blob | int:
+    def _code(self, latent: Latent, padded: Plane, frame: Frame, options: CompressOptions) -> Blob | int:
         """The blob, or the smaller scale at which the picture is better coded."""
         if options.method == "palette":
             blob: Blob = self._coding(self.codec, "encode_palette", latent, frame, options.max_bytes)
@@ -276,6 +279,7 @@ class Pipeline:
             better = self.codec.better_scale(latent, frame, options.max_bytes)
             if better != frame.scale:
                 return better
+            frame = replace(frame, ground=self._ground(padded, frame))
             try:
                 blob = self._coding(self.codec, "encode_within", latent, frame, options.max_bytes)
             except SizeUnreachable:
@@ -284,9 +288,18 @@ class Pipeline:
                     raise
                 return smaller
         else:
+            frame = replace(frame, ground=self._ground(padded, frame))
             quality = DEFAULT_RATE_QUALITY if options.quality is None else options.quality
             blob = self._coding(self.codec, "encode", latent, frame, self.engine.manifest.rate_points.step_index(quality))
         return blob
+
+    def _ground(self, padded: Plane, frame: Frame) -> Ground | None:
+        """The flat ground of what the network saw, where that is the picture alone."""
+        manifest = self.engine.manifest
+        if not manifest.flat_ground or frame.seed is not None or border_cells(*frame.coded_size):
+            return None
+        found = flat.find(padded, manifest.downscale)
+        return None if found is None else worth_sending(*found)
 
     async def _encode(self, padded: Plane, frame: Frame, sampled: bool, stages: Stages, ticket: Ticket) -> Latent:
         factor, tiling = self.engine.manifest.downscale, frame.tiling
@@ -379,13 +392,12 @@ class Pipeline:
         alpha, codec = None, self.codec_of(blob)
         await stages.turn(ticket)
         with stages.timed("read"):
-            latent = await ticket.aside(lambda: self._coding(codec, "decode", blob))
+            latent, ground = await ticket.aside(lambda: self._coding(codec, "decode_all", blob))
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         rgb = await self._decode(latent, blob, steps, stages, ticket)
-        if blob.scale != WHOLE_SCALE:
-            with stages.timed("write"):
-                rgb = await ticket.aside(partial(enlarge, rgb, blob.width, blob.height), finishing=True)
+        with stages.timed("write"):
+            rgb = await ticket.aside(partial(_finished, rgb, blob, ground, codec.manifest.downscale), finishing=True)
         return Picture(rgb, alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Plane:
@@ -454,6 +466,15 @@ def _submitted_pixels(manifest: Manifest, width: int, height: int, tiling: Tilin
         return sum(tile.positions for tile in tiles(rows, columns, tiling.side // factor, tiling.margin // factor)) * factor**2
     border = 2 * border_cells(width, height)
     return (rows + border) * (columns + border) * factor**2
+
+
+def _finished(rgb: Plane, blob: Blob, ground: Ground | None, factor: int) -> Plane:
+    """What the decoder gives, without what it cannot know: the ground's colour, that there is none, the picture's own size."""
+    if ground is not None and ground.colour is not None:
+        rgb = flat.lay(rgb, ground.mask, ground.colour, factor)
+    if blob.grey:
+        rgb = greyed(rgb)
+    return rgb if blob.scale == WHOLE_SCALE else enlarge(rgb, blob.width, blob.height)
 
 
 async def _submit_render(latent: Latent, noise: Noise, factor: int, stages: Stages, ticket: Ticket) -> Plane:

@@ -23,6 +23,7 @@ from service.settings import BUNDLED_MODEL, Settings
 from tests.conftest import png, psnr
 
 CROP = 288
+DATA = Path(__file__).parent / "data"
 
 
 def test_the_weights_are_25_megabytes_at_most() -> None:
@@ -87,24 +88,29 @@ def test_the_unet_does_no_harm(compared: dict[str, np.ndarray]) -> None:
 )
 def test_a_file_of_an_earlier_version_is_refused_by_the_name_of_what_it_needs(version: int, profile: str) -> None:
     """They were replaced, not kept: their files are sound, say which profile they need, and are never decoded as something else."""
-    blob = container.parse((Path(__file__).parent / "data" / f"bundled-{version}.sdc").read_bytes(), 1 << 20)
+    blob = container.parse((DATA / f"bundled-{version}.sdc").read_bytes(), 1 << 20)
     assert (blob.width, blob.height) == (451, 300)
     codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
     with pytest.raises(WrongModel, match=profile):
         codec.decode(blob)
 
 
+def rendered(content: bytes) -> Plane:
+    """A file as a PNG shows it."""
+
+    async def main() -> bytes:
+        async with open_pipeline(Settings(model=BUNDLED_MODEL, store_url="memory:///"), warm=False) as pipeline:
+            return (await pipeline.render(content, RenderOptions("png"))).content
+
+    return np.asarray(Image.open(io.BytesIO(asyncio.run(main()))).convert("RGB"))
+
+
 @pytest.mark.parametrize(("name", "scale", "fidelity"), [("bundled-7", 16, 30), ("bundled-7-scaled", 8, 25)])
 def test_a_file_of_this_version_is_rendered(photos: dict[str, Plane], name: str, scale: int, fidelity: float) -> None:
     """The cat of scikit-image, at quality 50 and, coded at half its sides, in 500 bytes."""
-    content = (Path(__file__).parent / "data" / f"{name}.sdc").read_bytes()
+    content = (DATA / f"{name}.sdc").read_bytes()
     assert container.parse(content, 1 << 20).scale == scale
-
-    async def main() -> np.ndarray:
-        async with open_pipeline(Settings(model=BUNDLED_MODEL, store_url="memory:///"), warm=False) as pipeline:
-            return np.asarray(Image.open(io.BytesIO((await pipeline.render(content, RenderOptions("png"))).content)))
-
-    assert psnr(photos["chelsea"], asyncio.run(main())) > fidelity
+    assert psnr(photos["chelsea"], rendered(content)) > fidelity
 
 
 def on_white(picture: Plane) -> Plane:
@@ -117,29 +123,59 @@ def on_white(picture: Plane) -> Plane:
     return page
 
 
-def test_a_file_with_flat_ground_is_rendered(photos: dict[str, Plane]) -> None:
-    content = (Path(__file__).parent / "data" / "bundled-7-ground.sdc").read_bytes()
-    assert container.GROUND in container.parse(content, 1 << 20).sections
+def test_a_file_of_version_5_with_flat_ground_is_rendered(photos: dict[str, Plane]) -> None:
+    content = (DATA / "bundled-7-ground.sdc").read_bytes()
+    assert container.BARE_GROUND in container.parse(content, 1 << 20).sections
+    assert psnr(on_white(photos["chelsea"]), rendered(content)) > 30
 
-    async def main() -> np.ndarray:
-        async with open_pipeline(Settings(model=BUNDLED_MODEL, store_url="memory:///"), warm=False) as pipeline:
-            return np.asarray(Image.open(io.BytesIO((await pipeline.render(content, RenderOptions("png"))).content)))
 
-    assert psnr(on_white(photos["chelsea"]), asyncio.run(main())) > 30
+def test_a_grey_file_on_white_is_rendered(photos: dict[str, Plane]) -> None:
+    """The white is white, and there is no colour anywhere."""
+    content = (DATA / "bundled-7-grey-on-white.sdc").read_bytes()
+    blob = container.parse(content, 1 << 20)
+    assert (blob.version, blob.grey, container.GROUND in blob.sections) == (6, True, True)
+    page, shown = on_white(without_colours(photos["chelsea"])), rendered(content)
+    assert psnr(page, shown) > 35
+    assert (shown == shown[:, :, :1]).all()
+    assert (shown[:100] == 255).all() and (shown[:, -100:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("bundled-7", "7d75a31c8073d613"),
+        ("bundled-7-scaled", "4bf4372a621d0e29"),
+        ("bundled-7-ground", "08b0d051045fb3c4"),
+        ("bundled-7-grey-on-white", "c1ff5493ffd7dd3c"),
+    ],
+)
+def test_the_integers_of_a_file_never_change(name: str, digest: str) -> None:
+    codec = Codec(BUNDLED_MODEL, read_manifest(BUNDLED_MODEL))
+    symbols = codec.decode_symbols(container.parse((DATA / f"{name}.sdc").read_bytes(), 1 << 20))
+    assert hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest()[:16] == digest
+
+
+def without_colours(picture: Plane) -> Plane:
+    return np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
 
 
 def test_a_product_on_white_costs_little_more_than_the_product(photos: dict[str, Plane]) -> None:
-    """Three quarters and more of the picture are white."""
+    """Three quarters and more of the picture are white, and exactly so again at any quality."""
     page = on_white(photos["chelsea"])
     settings = Settings(model=BUNDLED_MODEL, store_url="memory:///", dtype="float32")
 
     async def main() -> tuple[int, int]:
         async with open_pipeline(settings, warm=False) as pipeline:
-            alone, laid = [(await pipeline.compress(png(each), CompressOptions(quality=50))).content for each in (photos["chelsea"], page)]
+            alone = (await pipeline.compress(png(photos["chelsea"]), CompressOptions(quality=50))).content
+            laid = (await pipeline.compress(png(page), CompressOptions(quality=50))).content
+            coarse = (await pipeline.compress(png(page), CompressOptions(quality=0))).blob
+            shown = (await pipeline.restore(coarse, 1)).rgb
+            assert (shown[:100] == 255).all() and (shown[:, -100:] == 255).all()
+            assert not coarse.grey
             return len(alone), len(laid)
 
     alone, laid = asyncio.run(main())
-    assert laid < 1.3 * alone
+    assert laid < 1.15 * alone
 
 
 def golden_symbols(codec: Codec) -> np.ndarray:

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from service.batching.admission import Claim
 from service.codec import container
 from service.codec.coders import Coders
-from service.codec.container import ALPHA, Tiling
+from service.codec.container import ALPHA, GROUND, Blob, Tiling
 from service.engine.engine import Finish
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import Picture
@@ -55,6 +55,43 @@ def test_processes_for_coding_give_the_same_bytes(settings: Settings) -> None:
             return await scenario(pipeline)
 
     assert asyncio.run(served()) == run(settings, scenario)
+
+
+def test_flat_ground_is_told_where_the_model_says_so(settings: Settings) -> None:
+    page = np.full((160, 203, 3), (255, 250, 3), np.uint8)
+    page[48:100, 60:130] = make_picture(52, 70)
+    narrow = np.full((400, 24, 3), 255, np.uint8)
+
+    async def scenario(pipeline: Pipeline) -> None:
+        async def made(pixels: Plane, **options: int) -> Blob:
+            return (await pipeline.compress(png(pixels), CompressOptions(**options))).blob
+
+        assert GROUND not in (await made(page)).sections
+        pipeline.engine.manifest = pipeline.engine.manifest.model_copy(update={"flat_ground": True})
+        for blob in (await made(page), await made(page, max_bytes=600)):
+            assert GROUND in blob.sections
+            shown = (await pipeline.restore(blob, 1)).rgb
+            assert (shown[:40] == page[0, 0]).all()
+            assert (shown[:, 144:] == page[0, 0]).all()
+        assert GROUND not in (await made(page, dither=True)).sections
+        assert GROUND not in (await made(narrow)).sections  # what the network sees of it has a border of its own
+
+    run(settings, scenario)
+
+
+def test_what_has_no_colours_comes_back_without(settings: Settings) -> None:
+    grey = make_picture(90, 70)[:, :, :1].repeat(3, 2)
+    nearly = grey.copy()
+    nearly[0, 0, 2] ^= 1
+
+    async def scenario(pipeline: Pipeline) -> None:
+        blobs = [(await pipeline.compress(png(each), CompressOptions(quality=50))).blob for each in (grey, nearly)]
+        assert [blob.grey for blob in blobs] == [True, False]
+        without, with_colours = [(await pipeline.restore(blob, 1)).rgb for blob in blobs]
+        assert (without == without[:, :, :1]).all()
+        assert (with_colours != with_colours[:, :, :1]).any()
+
+    run(settings, scenario)
 
 
 SIZES = [(1, 1), (1, 300), (300, 1), (15, 17), (16, 16), (63, 124), (65, 257), (3, 5)]

@@ -70,6 +70,7 @@ def export(config: Config, images: list[Path], folder: Path, out: Path) -> None:
         "rate_points": {"quality_0": indices[-1], "quality_100": indices[0]},
         "rate_guess": fit_rate_guess(coder, latents[:GUESS_CROPS], config.data.crop**2, indices),
         "scaling": shrinking(config, scale),
+        "flat_ground": True,
         "default_steps": 1 if progress.step else 0,
     }
     sent = coarsest_steps(Manifest.model_validate(told), tensors)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from service.codec import container, ground, palette
 from service.codec.container import WHOLE_SCALE, Blob, Tiling, scaled
 from service.codec.entropy import EntropyCoder
+from service.codec.ground import Ground, Mask
 from service.codec.methods import LATENT, METHODS, PALETTE
 from service.codec.profile import load_profile
 from service.codec.scaling import first_scale, next_scale
@@ -30,7 +31,6 @@ from service.codec.steps import (
     dither,
     nearest_step,
     quantise,
-    step_size,
 )
 from service.errors import CorruptBlob, MethodUnavailable, SizeUnreachable, WrongModel
 from service.manifest import Manifest
@@ -56,6 +56,10 @@ class Frame:
     """of subtractive dither, 32 bits; None for none"""
     scale: int = WHOLE_SCALE
     """sixteenths of the picture's sides at which it is coded"""
+    ground: Ground | None = None
+    """where the picture is flat; not with dither"""
+    grey: bool = False
+    """whether it has no colours"""
 
     @property
     def coded_size(self) -> tuple[int, int]:
@@ -137,25 +141,16 @@ class Codec:
 
     def encode(self, latent: Latent, frame: Frame, step_index: int) -> Blob:
         """Quantise with this step and code."""
-        return self._encoded(latent, frame, step_index, _offset(frame.seed, latent.shape), _flat_place(latent, frame))
+        return self._encoded(_smoothed(latent, frame), frame, step_index, _offset(frame.seed, latent.shape))
 
-    def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None, where: ground.Place | None) -> Blob:
-        """``encode``; ``where`` is a position of flat ground."""
-        symbols, flat = self._told_apart(latent, step_index, offset, where)
-        return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, flat), flat=flat)
-
-    def _told_apart(
-        self, latent: Latent, step_index: int, offset: Latent | None, where: ground.Place | None
-    ) -> tuple[Symbols, ground.Mask | None]:
-        """The integers that are sent at this step, and which positions are flat ground."""
+    def _encoded(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None) -> Blob:
         symbols = self.quantise(latent, step_index, offset)
-        return symbols, None if where is None else ground.around(latent, symbols, where, step_size(step_index))
+        return self._blob(frame, step_index, self.entropy.encode(symbols, step_index, _inside(frame.ground)))
 
-    def _estimated(self, latent: Latent, step_index: int, offset: Latent | None, where: ground.Place | None) -> int:
-        """Bytes that the latent takes at this step, its ground included, at least 1."""
-        symbols, flat = self._told_apart(latent, step_index, offset, where)
-        bitmap = 0 if flat is None else len(ground.write(flat))
-        return max(1, round(self.entropy.estimated_bits(symbols, step_index, flat) / 8) + bitmap)
+    def _estimated(self, latent: Latent, frame: Frame, step_index: int, offset: Latent | None) -> int:
+        """Bytes that the latent's code takes at this step, at least 1."""
+        symbols = self.quantise(latent, step_index, offset)
+        return max(1, round(self.entropy.estimated_bits(symbols, step_index, _inside(frame.ground)) / 8))
 
     def quantise(self, latent: Latent, step_index: int, offset: Latent | None = None) -> Symbols:
         """Normalised latent (C, h, w) to the integers that are sent of it: 0 in channels that are not sent at this step."""
@@ -201,7 +196,7 @@ class Codec:
         """
         budget = self._budget(frame, max_bytes)
         offset = _offset(frame.seed, latent.shape)
-        where = _flat_place(latent, frame)
+        latent = _smoothed(latent, frame)
         shape = rate_shape(latent)
         guess = self.manifest.rate_guess
         predicted = self._guessed(latent, shape)
@@ -210,7 +205,7 @@ class Codec:
             index = _finest(predicted, budget)
             if any(abs(index - known) <= NEAR for known in sizes):
                 break
-            sizes[index] = self._estimated(latent, index, offset, where)
+            sizes[index] = self._estimated(latent, frame, index, offset)
             predicted = _through(sizes, shape, guess.slope, budget)
         low, high = -1, STEP_COUNT  # low is too large; high fits, as the blob called best
         best: Blob | None = None
@@ -219,9 +214,9 @@ class Codec:
             if best and attempt < MOST_GUESSES and index >= high and predicted[high - 1] > budget:
                 break
             index = min(max(index, low + 1), high - 1)
-            blob = self._encoded(latent, frame, index, offset, where)
+            blob = self._encoded(latent, frame, index, offset)
             size = len(container.write(blob))
-            sizes[index] = max(1, len(blob.sections[container.LATENT]) + len(blob.sections.get(container.GROUND, b"")))
+            sizes[index] = max(1, len(blob.sections[container.LATENT]))
             if size <= max_bytes:
                 high, best = index, blob
             else:
@@ -266,15 +261,20 @@ class Codec:
 
     def decode(self, blob: Blob) -> Latent:
         """Blob to dequantised latent; raises WrongModel or CorruptBlob."""
+        return self.decode_all(blob)[0]
+
+    def decode_all(self, blob: Blob) -> tuple[Latent, Ground | None]:
+        """``decode``, and the picture's flat ground where it has one."""
+        self.check(blob)
         if blob.method == PALETTE:
-            self.check(blob)
-            return palette.decode(blob.sections[container.LATENT], *self.latent_shape(*blob.coded_size)[1:])
-        symbols = self.decode_symbols(blob)
+            return palette.decode(blob.sections[container.LATENT], *self.latent_shape(*blob.coded_size)[1:]), None
+        flat = self._ground(blob)
+        symbols = self._symbols(blob, flat)
         offset = _offset(blob.seed, symbols.shape)
         if offset is not None:  # it would be all there is where nothing was sent
             sent = self._coder(blob).sent(blob.step_index)
             offset[~np.pad(sent, (0, len(offset) - len(sent)))] = 0
-        return dequantise(symbols, blob.step_index, offset)
+        return dequantise(symbols, blob.step_index, offset), flat
 
     def decode_symbols(self, blob: Blob) -> Symbols:
         """Blob of method ``latent`` to the integers that were coded, (C, h, w): exactly the same on every machine.
@@ -282,17 +282,28 @@ class Codec:
         Channels that were not sent, because of the step or because an earlier version of the model had not got them, are 0.
         """
         self.check(blob)
+        return self._symbols(blob, self._ground(blob))
+
+    def _ground(self, blob: Blob) -> Ground | None:
+        height, width = self.latent_shape(*blob.coded_size)[1:]
+        if container.GROUND in blob.sections:
+            return ground.read(blob.sections[container.GROUND], height, width)
+        bare = blob.sections.get(container.BARE_GROUND)
+        return None if bare is None else Ground(ground.read_mask(bare, height, width), None)
+
+    def _symbols(self, blob: Blob, flat: Ground | None) -> Symbols:
         channels, *grid = self.latent_shape(*blob.coded_size)
         coder = self._coder(blob)
-        flat = ground.read(blob.sections[container.GROUND], grid[0], grid[1]) if container.GROUND in blob.sections else None
-        symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index, flat)
+        symbols = coder.decode(blob.sections[container.LATENT], (coder.channels, grid[0], grid[1]), blob.step_index, _inside(flat))
         return symbols if coder.channels == channels else np.pad(symbols, ((0, channels - coder.channels), (0, 0), (0, 0)))
 
     def check(self, blob: Blob) -> None:
         """Raise unless this codec can read the blob."""
         if blob.method not in METHODS:
             raise CorruptBlob(f"unknown method {blob.method}")
-        if blob.method == PALETTE and (not self.has_palette or blob.seed is not None or container.GROUND in blob.sections):
+        if (blob.method == PALETTE or blob.seed is not None) and {container.GROUND, container.BARE_GROUND} & blob.sections.keys():
+            raise CorruptBlob("no palette and no dithered file is written with a flat ground")
+        if blob.method == PALETTE and (not self.has_palette or blob.seed is not None or blob.scale != WHOLE_SCALE):
             raise CorruptBlob("no palette of this model is written like this")
         if blob.code_identity not in self._predictors:
             raise WrongModel(
@@ -300,21 +311,30 @@ class Codec:
                 f"{self.code_identity.hex()}: install the model the file was made with"
             )
 
-    def _blob(self, frame: Frame, step_index: int, payload: bytes, method: int = LATENT, flat: ground.Mask | None = None) -> Blob:
+    def _blob(self, frame: Frame, step_index: int, payload: bytes, method: int = LATENT) -> Blob:
         sections = {container.LATENT: payload}
-        if flat is not None:
-            sections[container.GROUND] = ground.write(flat)
+        if frame.ground is not None:
+            sections[container.GROUND] = ground.write(frame.ground)
         if frame.alpha is not None:
             sections[container.ALPHA] = frame.alpha
         return Blob(
             self.code_identity, self.model_identity, frame.width, frame.height,
-            method, step_index, sections, frame.tiling, frame.seed, frame.scale,
+            method, step_index, sections, frame.tiling, frame.seed, frame.scale, frame.grey,
         )  # fmt: skip
 
 
-def _flat_place(latent: Latent, frame: Frame) -> ground.Place | None:
-    """A position of the latent's flat ground, where it has one; dither leaves none."""
-    return ground.find(latent) if frame.seed is None else None
+def _smoothed(latent: Latent, frame: Frame) -> Latent:
+    """The latent, the positions inside its flat ground all of them like their median."""
+    inside = _inside(frame.ground)
+    if inside is None:
+        return latent
+    smoothed = latent.copy()
+    smoothed[:, inside] = np.median(latent[:, inside], axis=1, keepdims=True)
+    return smoothed
+
+
+def _inside(flat: Ground | None) -> Mask | None:
+    return None if flat is None else flat.inside
 
 
 def _offset(seed: int | None, shape: tuple[int, ...]) -> Latent | None:

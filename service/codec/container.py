@@ -17,10 +17,12 @@ from service.errors import CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 from service.manifest import IDENTITY_BYTES
 
 MAGIC: Final = b"SDC"
-VERSION: Final = 5
+VERSION: Final = 6
 """the highest that is written; those before it are read"""
-GROUND_VERSION: Final = 5
-"""of a picture whose flat ground is told apart"""
+GROUND_VERSION: Final = 6
+"""of a picture whose flat ground is told apart, or that has no colours"""
+BARE_GROUND_VERSION: Final = 5
+"""of one whose ground has no colour: read, and no longer written"""
 SCALED_VERSION: Final = 4
 """of a picture that was coded smaller than it is"""
 METHODS_VERSION: Final = 3
@@ -31,13 +33,15 @@ LARGEST_SIDE: Final = 65535
 
 LATENT: Final = 0
 ALPHA: Final = 1
-GROUND: Final = 2
-SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha", GROUND: "ground"}
+BARE_GROUND: Final = 2
+GROUND: Final = 3
+SECTION_NAMES: Final = {LATENT: "latent", ALPHA: "alpha", BARE_GROUND: "bare ground", GROUND: "ground"}
 
 FLAG_TILED: Final = 1
 FLAG_DITHERED: Final = 2
 FLAG_SCALED: Final = 4
-KNOWN_FLAGS: Final = FLAG_TILED | FLAG_DITHERED | FLAG_SCALED
+FLAG_GREY: Final = 8
+KNOWN_FLAGS: Final = FLAG_TILED | FLAG_DITHERED | FLAG_SCALED | FLAG_GREY
 
 WHOLE_SCALE: Final = 16
 """of a picture that was coded at its own size: a scale counts sixteenths of its sides"""
@@ -69,12 +73,14 @@ class Blob:
     method: int
     step_index: int
     sections: dict[int, bytes] = field(repr=False)
-    """LATENT always, ALPHA when the picture is not opaque, GROUND when it has a flat one"""
+    """LATENT always, ALPHA when the picture is not opaque, GROUND when it has a flat one, which BARE_GROUND was in version 5"""
     tiling: Tiling | None = None
     seed: int | None = None
     """of subtractive dither, 32 bits; None where there is none"""
     scale: int = WHOLE_SCALE
     """1..16 sixteenths of the picture's sides: what it was coded at"""
+    grey: bool = False
+    """whether the picture has no colours: the network's are taken away again"""
     version: int = 0
     """of the format; 0 means the lowest that can say all this"""
 
@@ -85,8 +91,10 @@ class Blob:
     @property
     def needed_version(self) -> int:
         """The lowest version of the format that can say all this."""
-        if GROUND in self.sections:
+        if GROUND in self.sections or self.grey:
             return GROUND_VERSION
+        if BARE_GROUND in self.sections:
+            return BARE_GROUND_VERSION
         if self.scale != WHOLE_SCALE:
             return SCALED_VERSION
         return PLAIN_VERSION if self.method == LATENT_METHOD and self.seed is None else METHODS_VERSION
@@ -104,7 +112,7 @@ def write(blob: Blob) -> bytes:
     out += blob.code_identity + blob.model_identity
     out += _varint(blob.width) + _varint(blob.height)
     flags = (FLAG_TILED if blob.tiling else 0) | (FLAG_DITHERED if blob.seed is not None else 0)
-    flags |= FLAG_SCALED if blob.scale != WHOLE_SCALE else 0
+    flags |= (FLAG_SCALED if blob.scale != WHOLE_SCALE else 0) | (FLAG_GREY if blob.grey else 0)
     out += bytes([blob.method, flags, blob.step_index])
     if blob.tiling:
         out += _varint(blob.tiling.side) + _varint(blob.tiling.margin)
@@ -163,7 +171,10 @@ def parse(content: bytes, max_pixels: int) -> Blob:
     sections = {kind: reader.take(length) for kind, length in kinds}
     if reader.left or LATENT not in sections:
         raise CorruptBlob("the sections do not fill the file")
-    blob = Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, seed, scale)
+    if {GROUND, BARE_GROUND} <= sections.keys():
+        raise CorruptBlob("the file has two grounds")
+    grey = bool(flags & FLAG_GREY)
+    blob = Blob(code_identity, model_identity, width, height, method, step_index, sections, tiling, seed, scale, grey)
     if PLAIN_VERSION < blob.needed_version > version:
         raise CorruptBlob(f"a file of version {version} cannot have what this one has: that came with version {blob.needed_version}")
     return replace(blob, version=version)

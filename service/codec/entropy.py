@@ -132,14 +132,14 @@ class EntropyCoder:
         self.least_bits = float(self._cost.min())
         """no symbol costs less: a payload shorter than this times the symbols is refused unread"""
 
-    def encode(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> bytes:
+    def encode(self, symbols: Symbols, step_index: int, inside: Mask | None = None) -> bytes:
         """Symbols (C, h, w), each within 16 bits, to bytes; those of groups that are not sent at this step are taken for 0.
 
-        ``ground``: (h, w), positions of equal symbols.
+        ``inside``: (h, w), positions of flat ground, all of the same symbols.
         """
         encoder = constriction.stream.queue.RangeEncoder()
         last = _channels_last(symbols)
-        for chunk in self._chunks(last, step_index, ground=ground):
+        for chunk in self._chunks(last, step_index, inside=inside):
             high, low = chunk.split(chunk.take(last))
             escaped = np.zeros(high.shape, bool)
             for tables in self._tables:
@@ -159,15 +159,15 @@ class EntropyCoder:
                 encoder.encode(low[wide], _UNIFORM, np.int32(1) << chunk.low_bits[wide])
         return words.to_bytes(encoder)
 
-    def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int, ground: Mask | None = None) -> Symbols:
+    def decode(self, payload: bytes, shape: tuple[int, int, int], step_index: int, inside: Mask | None = None) -> Symbols:
         """Bytes to symbols of ``shape``; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
-        positions = shape[1] * shape[2] if ground is None else ground.size - int(ground.sum()) + 1
+        positions = shape[1] * shape[2] if inside is None else inside.size - int(inside.sum()) + 1
         if 8 * len(payload) + 64 < self.least_bits * int(self.sent(step_index).sum()) * positions:
             raise CorruptBlob("the payload is too short for a picture of this size")
         decoder = words.decoder_of(payload)
         symbols: Symbols = np.zeros((*shape[1:], shape[0]), np.int32)
         try:
-            for chunk in self._chunks(symbols, step_index, ground=ground):
+            for chunk in self._chunks(symbols, step_index, inside=inside):
                 high = np.empty(chunk.table.shape, np.int32)
                 escaped = np.zeros(high.shape, bool)
                 for tables in self._tables:
@@ -201,18 +201,18 @@ class EntropyCoder:
         """(C,): which channels are sent at this step."""
         return np.repeat(np.array(self._predictor.coarsest) >= step_index, self._predictor.group_sizes)
 
-    def ideal_bits(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> float:
+    def ideal_bits(self, symbols: Symbols, step_index: int, inside: Mask | None = None) -> float:
         """Code length under the tables, without coder or padding."""
-        return self._bits(self._predictor, symbols, step_index, ground)
+        return self._bits(self._predictor, symbols, step_index, inside)
 
-    def estimated_bits(self, symbols: Symbols, step_index: int, ground: Mask | None = None) -> float:
+    def estimated_bits(self, symbols: Symbols, step_index: int, inside: Mask | None = None) -> float:
         """``ideal_bits`` to about a thousandth, in half the time: in floats, which is good enough to search by."""
-        return self._bits(self._rough, symbols, step_index, ground)
+        return self._bits(self._rough, symbols, step_index, inside)
 
-    def _bits(self, predictor: Predictor, symbols: Symbols, step_index: int, ground: Mask | None) -> float:
+    def _bits(self, predictor: Predictor, symbols: Symbols, step_index: int, inside: Mask | None) -> float:
         total = 0.0
         last = _channels_last(symbols)
-        for chunk in self._chunks(last, step_index, predictor, ground):
+        for chunk in self._chunks(last, step_index, predictor, inside):
             letters = chunk.letters(last)
             total += float(self._cost.take(chunk.table * ALPHABET + letters).sum())
             total += float(chunk.low_bits.sum())
@@ -224,14 +224,14 @@ class EntropyCoder:
         for chunk in self._chunks(last, step_index):
             yield chunk.table.ravel(), chunk.letters(last).ravel()
 
-    def _chunks(self, symbols: Symbols, step_index: int, predictor: Predictor | None = None, ground: Mask | None = None) -> Iterator[Chunk]:
+    def _chunks(self, symbols: Symbols, step_index: int, predictor: Predictor | None = None, inside: Mask | None = None) -> Iterator[Chunk]:
         """Walk the passes over symbols (h, w, C) in order.
 
         The consumer of a chunk must have put its symbols there when it asks for the next.
         """
         predictor = predictor or self._predictor
-        like = None if ground is None else pattern(ground)
-        sent = None if ground is None else ~ground
+        like = None if inside is None else pattern(inside)
+        sent = None if inside is None else ~inside
         if sent is not None:
             sent[like] = True
         height, width, channels = symbols.shape
@@ -254,7 +254,7 @@ class EntropyCoder:
                     mean, scale = predictor.predict(seen, group, phase, step_index)
                     yield _chunk(where, mean, scale) if these is None else _chunk(where, mean[these.ravel()], scale[these.ravel()], these)
                 if like is not None and phase == 0:
-                    symbols[ground, start:end] = symbols[like][start:end]
+                    symbols[inside, start:end] = symbols[like][start:end]
                 lattice.put(phase, slice(start, end), visible(symbols[row::2, column::2, start:end], step_index))
 
 

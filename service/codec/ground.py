@@ -1,13 +1,17 @@
-"""Flat ground: the positions whose symbols are all those of one other, sent as a bitmap instead of symbol by symbol.
+"""Flat ground: where a picture is one colour, as the white behind a product.  Sent as that colour and a bitmap of the latent's positions.
 
-    latent -> find -> a place of it; with symbols at a step -> around -> mask (h, w) -> write -> section -> read -> mask
+    which cells of pixels are flat -> worth_sending -> Ground -> write -> section -> read -> Ground
+    latent: the positions inside have the symbols of one of them -> Ground.inside, pattern
 
 A product on white is half ground, and nothing that a pass knows tells it of the symbols that stand beside each other in the same pass.
-How the passes leave the ground out is ``service.codec.entropy``'s.
+How the passes leave the ground out is ``service.codec.entropy``'s; how it is found in pixels and gets its colour back is
+``service.imaging.flat``'s.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import constriction
@@ -15,29 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from service.codec import words
-from service.codec.steps import Latent, Symbols
 from service.codec.tables import TOTAL
 from service.errors import CorruptBlob
 
 Mask = npt.NDArray[np.bool_]
-"""(h, w): which positions are ground"""
+"""(h, w): some of a latent's positions"""
 Place = tuple[int, int]
 """row and column of a position"""
+Colour = tuple[int, int, int]
+"""red, green and blue, 0..255"""
 
 NEIGHBOURS: Final = ((0, -1), (-1, 0), (-1, 1), (-1, -1))
 """rows and columns away, of what says how likely a position is ground: the first counts 1, the next 2, 4, 8; outside the picture all is"""
 GROUND_OF_256: Final = (1, 231, 139, 138, 11, 215, 228, 253, 5, 18, 4, 237, 46, 3, 18, 255)
 """how likely, in 256ths, by the sum of the neighbours that are: as it was in the bitmaps of 24 shapes on white at three steps"""
 
-FLAT: Final = 0.02
-"""of the normalised latent's unit: what differs less is flat"""
-NEARLY: Final = 1 / 32
-"""of a step: what differs less may be rounded alike"""
-FEW_CHANNELS: Final = 4
-FEWEST: Final = 24
-"""positions that are worth a bitmap"""
-SECTION_BITS: Final = 24
-"""of a bitmap's entry in the file"""
+COLOUR_BYTES: Final = 3
+SECTION_BITS: Final = 8 * COLOUR_BYTES + 24
+"""of the colour and of an entry in the file's table"""
 SAVED_BITS: Final = 2
 """by each position that is left out, at least; 3.5 to 40 from the coarsest of the bundled model's rate points to the finest"""
 
@@ -48,51 +47,36 @@ _CATEGORICAL = constriction.stream.model.Categorical(perfect=False)
 _MODELS = [constriction.stream.model.Categorical(each, perfect=False) for each in _PROBABILITIES]
 
 
-def find(latent: Latent) -> Place | None:
-    """A position of the latent's (C, h, w) flat ground, or None where there is none that pays for its bitmap.
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """Of one picture, at the size it is coded at."""
 
-    Flat is what hardly differs from position to position, in all channels; a blank wall in a photograph does.
-    """
-    few = latent[:FEW_CHANNELS]
-    if _again(few).sum() < FEWEST:  # a quick no, as of nearly every photograph
+    mask: Mask
+    """(h, w): positions whose whole cell of pixels is of the colour"""
+    colour: Colour | None
+    """None in files of version 5, whose masks tell what is left out"""
+
+    @cached_property
+    def inside(self) -> Mask | None:
+        """(h, w): positions that are left out: all of whose neighbours are ground too, the picture's border being none.
+
+        None where there is no ``pattern``.  The others are sent, because what the network makes of the product reaches into them.
+        """
+        if self.colour is None:
+            return self.mask
+        around = np.pad(self.mask, 1, constant_values=True)
+        rows = around[:-2] & around[1:-1] & around[2:]
+        inside: Mask = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+        return inside if inside[::2, ::2].any() else None
+
+
+def worth_sending(mask: Mask, colour: Colour) -> Ground | None:
+    """A picture's ground, or None where the positions left out do not pay for its bitmap."""
+    ground = Ground(mask, colour)
+    if ground.inside is None:
         return None
-    again = _again(latent)
-    if again.sum() < FEWEST:
-        return None
-    # the largest of several, told apart by a few channels
-    candidates = np.flatnonzero(again)
-    keys = np.rint(few[:, :, 1:].reshape(len(few), -1)[:, candidates] / FLAT).astype(np.int64).T
-    _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
-    row, column = divmod(int(candidates[first[counts.argmax()]]), latent.shape[2] - 1)
-    return None if _paying(_near(latent, (row, column + 1), FLAT)) is None else (row, column + 1)
-
-
-def around(latent: Latent, symbols: Symbols, where: Place, step: float) -> Mask | None:
-    """The ground that a position of it is in, at this step; None where a bitmap does not pay.
-
-    Makes the symbols of all of it those of the one position: rounding may have told apart what differs by the last digit of a float.
-    """
-    alike = (symbols == symbols[:, where[0], where[1], None, None]).all(0)
-    mask = _paying(alike | _near(latent, where, NEARLY * step))
-    if mask is not None:
-        symbols[:, mask] = symbols[:, where[0], where[1], None]
-    return mask
-
-
-def _again(latent: Latent) -> Mask:
-    """(h, w - 1): which positions are as those to the left."""
-    again: Mask = (np.abs(latent[:, :, 1:] - latent[:, :, :-1]) <= FLAT).all(0)
-    return again
-
-
-def _near(latent: Latent, where: Place, tolerance: float) -> Mask:
-    near: Mask = (np.abs(latent - latent[:, where[0], where[1], None, None]) <= tolerance).all(0)
-    return near
-
-
-def _paying(mask: Mask) -> Mask | None:
-    bits = float(_BITS[_contexts(mask), mask.astype(int)].sum())
-    return mask if mask[::2, ::2].any() and bits + SECTION_BITS < SAVED_BITS * int(mask.sum()) else None
+    bits = SECTION_BITS + float(_BITS[_contexts(mask), mask.astype(int)].sum())
+    return ground if bits < SAVED_BITS * int(ground.inside.sum()) else None
 
 
 def pattern(mask: Mask) -> Place:
@@ -104,14 +88,28 @@ def pattern(mask: Mask) -> Place:
     return 2 * row, 2 * column
 
 
-def write(mask: Mask) -> bytes:
-    """A mask to its section."""
+def write(ground: Ground) -> bytes:
+    """Ground, with a colour, to its section."""
+    assert ground.colour is not None
+    return bytes(ground.colour) + write_mask(ground.mask)
+
+
+def read(content: bytes, height: int, width: int) -> Ground:
+    """The reverse; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
+    if len(content) < COLOUR_BYTES:
+        raise CorruptBlob("the ground has no colour")
+    red, green, blue = content[:COLOUR_BYTES]
+    return Ground(read_mask(content[COLOUR_BYTES:], height, width), (red, green, blue))
+
+
+def write_mask(mask: Mask) -> bytes:
+    """A mask to a bitmap."""
     encoder = constriction.stream.queue.RangeEncoder()
     encoder.encode(mask.ravel().astype(np.int32), _CATEGORICAL, _PROBABILITIES[_contexts(mask).ravel()])
     return words.to_bytes(encoder)
 
 
-def read(content: bytes, height: int, width: int) -> Mask:
+def read_mask(content: bytes, height: int, width: int) -> Mask:
     """The reverse; raises CorruptBlob for bytes that no encoder wrote, as far as that can be seen."""
     decoder = words.decoder_of(content)
     above, rows = [1] * (width + 2), []

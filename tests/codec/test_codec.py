@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from service.codec import container, ground, palette
+from service.codec import container, palette
 from service.codec.codec import Codec, Frame
 from service.codec.container import Tiling
 from service.codec.entropy import EntropyCoder
+from service.codec.ground import Ground, write_mask
 from service.codec.methods import PALETTE as palette_method
 from service.codec.profile import load_profile
-from service.codec.steps import dither, step_size
+from service.codec.steps import dequantise, dither, step_size
 from service.errors import BadBlob, BadModel, CorruptBlob, MethodUnavailable, SizeUnreachable, TooManyPixels, WrongModel
 from service.manifest import read_manifest
 from service.settings import BUNDLED_MODEL
@@ -41,27 +42,56 @@ def test_a_blob_comes_back(codec: Codec) -> None:
     assert (codec.decode_symbols(again) == codec.quantise(latent, 130)).all()
 
 
-def on_white(codec: Codec, width: int, height: int) -> np.ndarray:
-    """A latent of a picture whose left half is one colour."""
+def on_white(codec: Codec, width: int, height: int) -> tuple[np.ndarray, Frame]:
+    """A latent of a picture whose left half is white, much the same at each of its positions."""
     latent = latent_for(codec, width, height)
-    latent[:, :, : latent.shape[2] // 2] = np.linspace(-1, 1, latent.shape[0])[:, None, None]
-    return latent
+    mask = np.zeros(latent.shape[1:], bool)
+    mask[:, : mask.shape[1] // 2] = True
+    noise = np.random.default_rng(1).normal(scale=0.01, size=(len(latent), int(mask.sum())))
+    latent[:, mask] = np.linspace(-1, 1, len(latent))[:, None] + noise
+    return latent, Frame(width, height, ground=Ground(mask, (255, 255, 255)))
 
 
 def test_flat_ground_is_told_apart(codec: Codec) -> None:
-    latent, frame = on_white(codec, 400, 310), Frame(400, 310)
+    latent, frame = on_white(codec, 400, 310)
+    assert frame.ground is not None
+    inside = frame.ground.inside
+    assert inside is not None
     blob = codec.encode(latent, frame, 130)
     again = container.parse(container.write(blob), 1 << 20)
-    assert (again.version, set(again.sections)) == (5, {container.LATENT, container.GROUND})
-    assert (codec.decode_symbols(again) == codec.quantise(latent, 130)).all()
-    whole = codec.entropy.encode(codec.quantise(latent, 130), 130)
-    assert len(again.sections[container.LATENT]) < 0.8 * len(whole)
-    plain = codec.encode(latent_for(codec, 400, 310), frame, 130)
+    assert (again.version, set(again.sections)) == (6, {container.LATENT, container.GROUND})
+    read, ground = codec.decode_all(again)
+    assert ground is not None
+    assert (ground.mask == frame.ground.mask).all()
+    assert ground.colour == (255, 255, 255)
+    symbols, sent = codec.decode_symbols(again), codec.quantise(latent, 130)
+    assert (symbols[:, ~inside] == sent[:, ~inside]).all()
+    median = codec.quantise(np.median(latent[:, inside], axis=1)[:, None, None], 130)[:, 0]
+    assert (symbols[:, inside] == median).all()
+    assert (read == dequantise(symbols, 130)).all()
+    assert len(again.sections[container.LATENT]) < 0.8 * len(codec.entropy.encode(sent, 130))
+    plain = codec.encode(latent_for(codec, 400, 310), Frame(400, 310), 130)
     assert (plain.version, set(plain.sections)) == (2, {container.LATENT})
 
 
+def test_ground_without_a_colour_is_read(codec: Codec) -> None:
+    """As version 5 wrote it: all of its positions are like the first."""
+    latent, frame = on_white(codec, 400, 310)
+    assert frame.ground is not None
+    mask = frame.ground.mask
+    symbols = codec.quantise(latent, 130)
+    symbols[:, mask] = symbols[:, 0, 0, None]
+    sections = {container.LATENT: codec.entropy.encode(symbols, 130, mask), container.BARE_GROUND: write_mask(mask)}
+    blob = replace(codec.encode(latent, Frame(400, 310), 130), sections=sections, version=0)
+    assert blob.version == 5
+    read, ground = codec.decode_all(container.parse(container.write(blob), 1 << 20))
+    assert (read == dequantise(symbols, 130)).all()
+    assert ground is not None
+    assert ground.colour is None
+
+
 def test_sizes_are_met_with_flat_ground_too(codec: Codec) -> None:
-    latent, frame = on_white(codec, 400, 310), Frame(400, 310)
+    latent, frame = on_white(codec, 400, 310)
     for max_bytes in (700, 2000, 6000):
         blob = codec.encode_within(latent, frame, max_bytes)
         assert container.GROUND in blob.sections
@@ -71,13 +101,16 @@ def test_sizes_are_met_with_flat_ground_too(codec: Codec) -> None:
 
 
 def test_a_ground_that_no_writer_makes(codec: Codec) -> None:
-    blob = codec.encode(on_white(codec, 400, 310), Frame(400, 310), 130)
+    blob = codec.encode(*on_white(codec, 400, 310), 130)
     odd = np.zeros(codec.latent_shape(400, 310)[1:], bool)
     odd[1::2] = True
+    bare = {container.LATENT: blob.sections[container.LATENT], container.BARE_GROUND: write_mask(odd)}
     with pytest.raises(CorruptBlob, match="no position"):
-        codec.decode(replace(blob, sections=blob.sections | {container.GROUND: ground.write(odd)}))
-    with pytest.raises(CorruptBlob, match="palette"):
+        codec.decode(replace(blob, sections=bare))
+    with pytest.raises(CorruptBlob, match="no palette and no dithered file"):
         codec.decode(replace(blob, method=palette_method))
+    with pytest.raises(CorruptBlob, match="no palette and no dithered file"):
+        codec.decode(replace(blob, seed=1, sections=bare))
 
 
 def test_a_file_of_version_1_is_read() -> None:

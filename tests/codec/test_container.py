@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.codec import container
-from service.codec.container import ALPHA, GROUND, LATENT, Blob, Tiling, parse, write
+from service.codec.container import ALPHA, BARE_GROUND, GROUND, LATENT, Blob, Tiling, parse, write
 from service.errors import BadBlob, CorruptBlob, NotABlob, TooManyPixels, UnknownVersion
 
 LIMIT = 1 << 26
@@ -58,7 +58,7 @@ def test_golden_bytes_of_version_4() -> None:
 
 def test_golden_bytes_of_version_5() -> None:
     """What version 4 cannot say: which of the positions are flat ground."""
-    flat = replace(OPAQUE, sections={LATENT: b"\x01\x02\x03", GROUND: b"\x04\x05"}, version=0)
+    flat = replace(OPAQUE, sections={LATENT: b"\x01\x02\x03", BARE_GROUND: b"\x04\x05"}, version=0)
     assert flat.version == 5
     golden = "53444305" + "636f6465" + "6d6f646c" + "8004" + "8003" + "000080" + "02" + "0003" + "0202" + "010203" + "0405" + "fba8e2f9"
     assert write(flat).hex() == golden
@@ -66,6 +66,26 @@ def test_golden_bytes_of_version_5() -> None:
     for older in (1, 2, 3, 4):
         with pytest.raises(CorruptBlob, match=f"version {older}"):
             parse(write(replace(flat, version=older)), LIMIT)
+
+
+def test_golden_bytes_of_version_6() -> None:
+    """What version 5 cannot say: the colour of the flat ground, and that a picture has no colours."""
+    flat = replace(OPAQUE, sections={LATENT: b"\x01\x02\x03", GROUND: b"\x04\x05"}, version=0)
+    grey = replace(OPAQUE, grey=True, version=0)
+    start = "53444306" + "636f6465" + "6d6f646c" + "8004" + "8003"
+    assert write(flat).hex() == start + "000080" + "02" + "0003" + "0302" + "010203" + "0405" + "b74ec2ad"
+    assert write(grey).hex() == start + "000880" + "01" + "0003" + "010203" + "612aa214"
+    for blob in (flat, grey):
+        assert (blob.version, parse(write(blob), LIMIT)) == (6, blob)
+        for older in (1, 2, 3, 4, 5):
+            with pytest.raises(CorruptBlob, match=f"version {older}"):
+                parse(write(replace(blob, version=older)), LIMIT)
+
+
+def test_two_grounds_are_refused() -> None:
+    two = replace(OPAQUE, sections={LATENT: b"\x01", BARE_GROUND: b"\x02", GROUND: b"\x03"}, version=0)
+    with pytest.raises(CorruptBlob, match="two grounds"):
+        parse(write(two), LIMIT)
 
 
 @pytest.mark.parametrize("scale", [0, 16, 17, 255])
@@ -113,7 +133,7 @@ def test_what_is_written_is_read(blob: Blob) -> None:
         (b"", NotABlob),
         (b"GIF89a", NotABlob),
         (b"SDC", CorruptBlob),
-        (b"SDC\x06" + bytes(40), UnknownVersion),
+        (b"SDC\x07" + bytes(40), UnknownVersion),
         (b"SDC\x00" + bytes(40), UnknownVersion),
         (write(OPAQUE)[:-1], CorruptBlob),
         (write(OPAQUE)[:-1] + b"\x00", CorruptBlob),
@@ -174,7 +194,7 @@ def test_a_million_damaged_blobs() -> None:
             assert blob.width * blob.height <= LIMIT
     assert outcomes["error"] > 500_000
     assert outcomes["sound"] > 1_000
-    assert container.VERSION == 5
+    assert container.VERSION == 6
 
 
 @pytest.mark.parametrize(("side", "margin", "sound"), [(256, 128, True), (255, 100, False), (256, 129, False), (65535, 32767, True)])

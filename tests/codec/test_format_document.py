@@ -5,8 +5,9 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from fractions import Fraction
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from service.codec import container
 from service.codec.codec import Codec, Frame
 from service.codec.context import LaplacePredictor
 from service.codec.entropy import EntropyCoder
+from service.codec.ground import Ground, write_mask
 from service.codec.steps import quantise
 from service.codec.tables import laplace_counts
+from service.imaging.flat import lay
+from service.imaging.picture import greyed
 from service.manifest import read_manifest
 from service.settings import BUNDLED_MODEL
 
@@ -103,12 +107,11 @@ class Reader:
         return clip(q * self.step // 64, -4095, 4095)
 
     def read(
-        self, payload: bytes, channels: int, height: int, width: int, predict: Predict, flat: list[list[int]] | None = None
+        self, payload: bytes, channels: int, height: int, width: int, predict: Predict, inside: Sequence[tuple[int, int]] = ()
     ) -> np.ndarray:
         decoder = RangeDecoder(payload)
-        grounds = [(y, x) for y in range(height) for x in range(width) if flat and flat[y][x]]
-        pattern = next(((y, x) for y, x in grounds if y % 2 == x % 2 == 0), None)
-        left_out = set(grounds) - {pattern}
+        pattern = next(((y, x) for y, x in inside if y % 2 == x % 2 == 0), None)
+        left_out = set(inside) - {pattern} if pattern else set()
         q = np.zeros((channels, height, width), int)
         known = np.zeros((channels, height, width), bool)
         start = 0
@@ -141,7 +144,7 @@ class Reader:
                     for at, (y, x) in enumerate(places):
                         q[start : start + size, y, x] = values[at * size : (at + 1) * size]
                 if phase == 0 and pattern is not None:
-                    for y, x in grounds:
+                    for y, x in inside:
                         q[start : start + size, y, x] = q[start : start + size, pattern[0], pattern[1]]
                 known[start : start + size, row::2, column::2] = True
             start += size
@@ -210,11 +213,29 @@ class Reader:
         return predict
 
 
+def laplace_tables() -> np.ndarray:
+    """The tables of the `laplace` profile."""
+    tables = np.zeros((41, 8, 50), int)
+    with localcontext() as context:
+        context.prec = 40
+        for s, o in np.ndindex(41, 8):
+            spread = Decimal(2) ** (Decimal(s - 32) / 8) + Decimal("0.05")
+            edges = [Decimal(2 * k - 1) / 2 - Decimal(o) / 8 for k in range(-24, 26)]
+            tails = [(-abs(edge) / spread).exp() / 2 for edge in edges]
+            below = [tail if edge < 0 else 1 - tail for edge, tail in zip(edges, tails, strict=True)]
+            masses = [high - low for low, high in pairwise(below)] + [1 - below[-1] + below[0]]
+            weights = [int(mass * 2**40) for mass in masses]
+            counts = [1 + w * 65486 // sum(weights) for w in weights]
+            counts[counts.index(max(counts))] += 65536 - sum(counts)
+            tables[s, o] = counts
+    return tables
+
+
 LIKELY = [1, 231, 139, 138, 11, 215, 228, 253, 5, 18, 4, 237, 46, 3, 18, 255]
 
 
 def bitmap(content: bytes, height: int, width: int) -> list[list[int]]:
-    """The ground section."""
+    """That of the ground section."""
     decoder, rows = RangeDecoder(content), list[list[int]]()
 
     def at(y: int, x: int) -> int:
@@ -228,26 +249,73 @@ def bitmap(content: bytes, height: int, width: int) -> list[list[int]]:
     return rows
 
 
+def all_around(flat: list[list[int]], y: int, x: int, *, before: int = 1, after: int = 1) -> bool:
+    """Whether all positions from ``before`` rows and columns before to ``after`` after one are ground, or outside the picture."""
+    height, width = len(flat), len(flat[0])
+    near = ((v, u) for v in range(y - before, y + after + 1) for u in range(x - before, x + after + 1))
+    return all(flat[v][u] for v, u in near if 0 <= v < height and 0 <= u < width)
+
+
 @pytest.mark.parametrize("profile", ["laplace", "context"])
-def test_flat_ground_is_read_as_the_page_says(small_model: Path, profile: str) -> None:
+@pytest.mark.parametrize("version", [5, 6])
+def test_flat_ground_is_read_as_the_page_says(small_model: Path, profile: str, version: int) -> None:
     folder = small_model if profile == "laplace" else BUNDLED_MODEL
     codec = Codec(folder, read_manifest(folder))
     latent = np.random.default_rng(1).laplace(scale=0.8, size=codec.latent_shape(150, 180)).astype(np.float32)
-    latent[:, 1:-3, 1:-2] = np.linspace(-1, 1, latent.shape[0])[:, None, None]
-    content = container.write(codec.encode(latent, Frame(150, 180), 130))
-    # magic and version, identities, varints for 150 and 180, method, flags, step index, sections
-    assert content[:4] == b"SDC\x05" and content[12:20] == bytes([150, 1, 180, 1, 0, 0, 130, 2])
-    sections = container.parse(content, 1 << 20).sections
-    flat = bitmap(sections[2], *latent.shape[1:])
+    mask = np.zeros(latent.shape[1:], bool)
+    mask[1:-2, 1:] = True
+    latent[:, mask] = np.linspace(-1, 1, latent.shape[0])[:, None]
+    if version == 6:
+        content = container.write(codec.encode(latent, Frame(150, 180, ground=Ground(mask, (1, 2, 3))), 130))
+        # magic and version, identities, varints for 150 and 180, method, flags, step index, sections
+        assert content[:4] == b"SDC\x06" and content[12:20] == bytes([150, 1, 180, 1, 0, 0, 130, 2])
+        sections = container.parse(content, 1 << 20).sections
+        assert sections[3][:3] == bytes([1, 2, 3])
+        flat = bitmap(sections[3][3:], *mask.shape)
+        inside = [(y, x) for y, x in np.ndindex(mask.shape) if flat[y][x] and all_around(flat, y, x)]
+    else:
+        sections = {0: codec.entropy.encode(codec.quantise(latent, 130), 130, mask), 2: write_mask(mask)}
+        flat = bitmap(sections[2], *mask.shape)
+        inside = [(y, x) for y, x in np.ndindex(mask.shape) if flat[y][x]]
+    assert (np.array(flat) == mask).all()
+    assert len(inside) > 20
     if profile == "laplace":
-        reader, predict = (reader := Reader([4], laplace_counts(), 130)), reader.laplace
+        reader, predict = (reader := Reader([4], laplace_tables(), 130)), reader.laplace
     else:
         tensors = load_file(BUNDLED_MODEL / "entropy.safetensors")
         coarsest = json.loads((BUNDLED_MODEL / "sdc.json").read_text())["entropy"]["coarsest"]
         reader = Reader(tensors["group_sizes"].tolist(), tensors["counts"], 130, coarsest)
         predict = reader.context(tensors)
-    assert sum(map(sum, flat)) > 50
-    assert (reader.read(sections[0], *latent.shape, predict, flat) == codec.quantise(latent, 130)).all()
+    assert (reader.read(sections[0], *latent.shape, predict, inside) == codec.quantise(latent, 130)).all()
+
+
+def test_ground_gets_its_colour_as_the_page_says() -> None:
+    f, rng = 8, np.random.default_rng(1)
+    mask = rng.random((5, 6)) < 0.8
+    flat, colour = mask.astype(int).tolist(), (255, 250, 3)
+    decoded = rng.integers(0, 256, (5 * f - 3, 6 * f - 5, 3)).astype(np.uint8)
+    expected = decoded.astype(int)
+    for y, x in zip(*np.nonzero(mask), strict=True):
+        weight = {
+            (v, u): all_around(flat, y + v, x + u, before=1, after=0) for v in (0, 1) for u in (0, 1)
+        }  # of the corner above and to the left of position (y + v, x + u)
+        for i in range(min(f, len(decoded) - y * f)):
+            for j in range(min(f, decoded.shape[1] - x * f)):
+                ways = {0: 2 * f - 2 * i - 1, 1: 2 * i + 1}, {0: 2 * f - 2 * j - 1, 1: 2 * j + 1}
+                s = sum(weight[v, u] * ways[0][v] * ways[1][u] for v, u in weight)
+                pixel = expected[y * f + i, x * f + j]
+                pixel[:] = [(int(p) * (4 * f * f - s) + c * s + 2 * f * f) // (4 * f * f) for p, c in zip(pixel, colour, strict=True)]
+    assert (lay(decoded, mask, colour, f) == expected).all()
+
+
+def test_a_grey_file_is_read_as_the_page_says(small_model: Path) -> None:
+    codec = Codec(small_model, read_manifest(small_model))
+    latent = np.random.default_rng(1).normal(size=codec.latent_shape(75, 52)).astype(np.float32)
+    content = container.write(codec.encode(latent, Frame(75, 52, grey=True), 120))
+    assert content[:4] == b"SDC\x06" and content[12:17] == bytes([75, 52, 0, 8, 120])
+    decoded = np.random.default_rng(2).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    red, green, blue = np.moveaxis(decoded.astype(int), 2, 0)
+    assert (greyed(decoded) == ((red + green + blue + 1) // 3)[..., None]).all()
 
 
 @pytest.mark.parametrize("step_index", [20, 90, 128, 170])
@@ -256,7 +324,7 @@ def test_the_laplace_profile(small_model: Path, step_index: int) -> None:
     latent = np.random.default_rng(step_index).laplace(scale=2, size=codec.latent_shape(75, 52)).astype(np.float32)
     width, height, index, payload = header(container.write(codec.encode(latent, Frame(75, 52), step_index)))
     assert (width, height, index) == (75, 52, step_index)
-    reader = Reader([4], laplace_counts(), index)
+    reader = Reader([4], laplace_tables(), index)
     read = reader.read(payload, *latent.shape, reader.laplace)
     assert (read == quantise(latent, step_index)).all()
 
@@ -266,7 +334,7 @@ def test_a_chunk_is_whole_rows(height: int, width: int) -> None:
     """A pass over 66 rows of 66 is cut after 62 rows and not inside the next; one row of 4,097 is not cut."""
     symbols = quantise(np.random.default_rng(1).laplace(scale=2, size=(1, height, width)).astype(np.float32), 110)
     payload = EntropyCoder(LaplacePredictor(1, laplace_counts())).encode(symbols, 110)
-    reader = Reader([1], laplace_counts(), 110)
+    reader = Reader([1], laplace_tables(), 110)
     assert (reader.read(payload, 1, height, width, reader.laplace) == symbols).all()
 
 
