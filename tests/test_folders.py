@@ -1,9 +1,10 @@
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from service.folders import make_readable, written_whole
+from service.folders import LOCK, alone, make_readable, written_whole
 
 
 @pytest.fixture
@@ -38,3 +39,27 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
         staged.mkdir()
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    waiting, order = threading.Event(), []
+
+    def other() -> None:
+        with alone(tmp_path, waiting.set):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with alone(tmp_path, order.clear):
+        thread.start()
+        assert waiting.wait(20)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_what_was_left_half_made_is_deleted_by_the_next(tmp_path: Path) -> None:
+    with alone(tmp_path, lambda: None), written_whole(tmp_path / "whole") as staged:
+        staged.mkdir()
+    (tmp_path / ".partial-x" / "model").mkdir(parents=True)
+    with alone(tmp_path, lambda: None):
+        assert {path.name for path in tmp_path.iterdir()} == {"whole", LOCK}

@@ -26,7 +26,7 @@ from service.codec.entropy import EntropyCoder
 from service.codec.profile import load_profile
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter, SdcError
-from service.folders import written_whole
+from service.folders import alone, written_whole
 from service.imaging.opening import open_picture, photographs
 from service.manifest import NAME, Manifest
 
@@ -83,7 +83,8 @@ def calibrate(engine: Engine, images: Path, target: Path, minutes: float, crops:
         told("judging", (number + 1) / 5)
     if sum(gain.after for gain in gains) >= sum(gain.before for gain in gains):
         raise BadParameter("nothing was gained on the pictures held out: give more photographs, or more minutes.  Nothing was installed")
-    _write(engine.folder, manifest, fitted, target)
+    with alone(target.parent, lambda: told("waiting for another command, which is installing a model", 0.0)):
+        _write(engine.folder, manifest, fitted, target)
     return gains
 
 

@@ -106,11 +106,13 @@ def fetch(listing: Listing, wanted: list[str], cache: Path, told: Callable[[str]
     folder = cache / listing.repository.name.replace("/", "--") / listing.repository.revision
     for file in wanted:
         path, (size, checksum) = folder / file, listing.files[file]
-        if path.exists():
-            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         try:
+            if path.exists():
+                if _is_sound(path, size, checksum):
+                    continue
+                path.unlink()
             _download(listing.repository, file, partial, size)
             if not _is_sound(partial, size, checksum):
                 partial.unlink()

@@ -11,7 +11,7 @@ from service.checkpoints import convert, hub
 from service.checkpoints.installed import place_for
 from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
 from service.errors import BadModel
-from service.folders import written_whole
+from service.folders import alone, written_whole
 from service.manifest import Source
 
 CACHE = ".cache"
@@ -45,30 +45,37 @@ def pull(
     if not local and wanted not in KNOWN and not HUB_NAME.fullmatch(wanted):
         raise BadModel(f"'{wanted}' is no known model ({', '.join(KNOWN)}), no OWNER/NAME and no folder")
     target = place_for(models, name or Path(wanted).name.lower())
-    cache = models / CACHE
     known = KNOWN.get(wanted) or Checkpoint(Repository(wanted, "main"))
-    source = None
-    if local:
-        checkpoint = Path(wanted)
-    else:
-        listing = hub.look(Repository(known.base.name, revision or known.base.revision))
-        licence = listing.licence or "none stated"
-        told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
-        source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
-        checkpoint = hub.fetch(listing, _needed(listing), cache, told)
-    better = None if decoder == "none" else decoder or known.decoder
-    better_folder = None if better is None else _auto_encoder(better, cache, told)
-    fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
-    with written_whole(target) as staged:
-        told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
-        convert.convert(checkpoint, staged, target.name, source=source, decoder=better_folder, fast=fast_folder)
-    for folder in (checkpoint, better_folder, fast_folder):
-        if folder is not None and folder.is_relative_to(cache):  # what others are fetching, or had to leave off, stays
+    cache = models / CACHE
+    with alone(models, lambda: told("another command is installing a model: waiting for it")):
+        place_for(models, target.name)  # once more: that one may have taken it
+        source = None
+        if local:
+            checkpoint = Path(wanted)
+        else:
+            listing = hub.look(Repository(known.base.name, revision or known.base.revision))
+            licence = listing.licence or "none stated"
+            told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
+            source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
+            checkpoint = hub.fetch(listing, _needed(listing), cache, told)
+        better = None if decoder == "none" else decoder or known.decoder
+        better_folder = None if better is None else _auto_encoder(better, cache, told)
+        fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
+        with written_whole(target) as staged:
+            told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
+            convert.convert(checkpoint, staged, target.name, source=source, decoder=better_folder, fast=fast_folder)
+        _forget(cache, [checkpoint, better_folder, fast_folder])
+    return target
+
+
+def _forget(cache: Path, folders: list[Path | None]) -> None:
+    """Delete those that are of the cache; other downloads, which were cut, stay."""
+    for folder in folders:
+        if folder is not None and folder.is_relative_to(cache):
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 folder.parent.rmdir()
                 cache.rmdir()
-    return target
 
 
 def _needed(listing: hub.Listing) -> list[str]:

@@ -22,6 +22,7 @@ from service.codec.steps import quantise
 from service.codec.tables import laplace_counts, logistic_counts
 from service.engine.engine import Engine
 from service.errors import BadModel, BadParameter
+from service.folders import LOCK
 from service.manifest import read_manifest
 from service.options import CompressOptions, RenderOptions
 from service.pipeline import open_pipeline
@@ -97,7 +98,7 @@ def test_a_calibrated_model_is_another_one(tmp_path: Path, images: Path) -> None
     assert [gain.index for gain in gains] == [179, 154, 128, 102, 77]
     assert all(gain.before > 0 and gain.after > 0 for gain in gains)
     assert (folder / "sdc.json").read_bytes() == before
-    assert {path.name for path in models.iterdir()} == {"small", "mine"}
+    assert {path.name for path in models.iterdir()} == {"small", "mine", LOCK}
     old, new = read_manifest(folder), read_manifest(models / "mine")
     assert (new.name, new.entropy.kind, new.latent_std) == ("mine", "context", old.latent_std)
     assert load_profile(folder, old).code_identity != load_profile(models / "mine", new).code_identity

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.checkpoints.installed import installed, place_for, remove
 from service.checkpoints.pulling import pull
 from service.engine.engine import Engine
 from service.errors import BadModel
+from service.folders import LOCK
 from service.manifest import read_manifest
 from service.options import CompressOptions, RenderOptions
 from service.pipeline import open_pipeline
@@ -35,7 +37,7 @@ def quiet(words: str) -> None:
 
 
 def left(models: Path) -> set[str]:
-    return {path.name for path in models.iterdir()} if models.exists() else set()
+    return {path.name for path in models.iterdir()} - {LOCK} if models.exists() else set()
 
 
 def test_a_folder_becomes_a_model(checkpoint: Path, models: Path) -> None:
@@ -194,6 +196,62 @@ def test_another_download_is_left_alone(hub: Hub, checkpoint: Path, models: Path
     pull(models, "some/sd", name="first", told=quiet)
     assert not [file for file, _ in hub.asked[before:] if file == "unet/config.json"]
     assert left(models) == {"first", "second", "third"}
+
+
+def test_what_was_damaged_since_it_was_fetched_is_fetched_again(hub: Hub, checkpoint: Path, models: Path) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    hub.cut = lambda file: 0 if file == UNET else None
+    with pytest.raises(BadModel, match="goes on where it stopped"):
+        pull(models, "some/sd", told=quiet)
+    (kept,) = (models / ".cache").rglob("unet/config.json")
+    kept.write_text(kept.read_text() * 2)
+    before = len(hub.asked)
+    hub.cut = lambda file: None
+    pull(models, "some/sd", told=quiet)
+    assert ("unet/config.json", None) in hub.asked[before:]
+    assert left(models) == {"sd"}
+
+
+def test_two_at_once_follow_one_another(hub: Hub, checkpoint: Path, models: Path) -> None:
+    """Each gets its files whole; of two of one name the second is told that it is taken."""
+    hub.repositories = {"some/sd": checkpoint}
+    begun, others, said, refused = threading.Event(), threading.Semaphore(0), [], []
+
+    def answered(file: str) -> None:
+        if not begun.is_set():
+            begun.set()
+            for _ in range(2):
+                others.acquire(timeout=5)
+
+    def wait(words: str) -> None:
+        if "waiting for it" in words:
+            said.append(words)
+            others.release()
+
+    def second(name: str) -> None:
+        try:
+            pull(models, "some/sd", name=name, told=wait)
+        except BadModel as error:
+            refused.append(error.detail)
+
+    hub.cut = answered
+    threads = [threading.Thread(target=pull, args=(models, "some/sd"), kwargs={"name": "a", "told": quiet})]
+    threads[0].start()
+    assert begun.wait(20)
+    threads += [threading.Thread(target=second, args=(name,)) for name in "ab"]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 2
+    assert len(refused) == 1 and "'a' is installed already" in refused[0]
+    assert left(models) == {"a", "b"}
+
+
+def test_what_a_killed_pull_had_half_made_goes_with_the_next(checkpoint: Path, models: Path) -> None:
+    (models / ".partial-x" / "sd" / "vae").mkdir(parents=True)
+    pull(models, str(checkpoint), name="mine", told=quiet)
+    assert left(models) == {"mine"}
 
 
 def test_a_download_that_somebody_takes_away_is_told(hub: Hub, checkpoint: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
