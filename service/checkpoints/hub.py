@@ -46,7 +46,7 @@ def look(repository: Repository) -> Listing:
     try:
         info = HfApi(endpoint=_endpoint()).model_info(repository.name, revision=repository.revision, files_metadata=True)
     except GatedRepoError as error:
-        raise BadModel(f"{repository.name} wants its terms accepted: do that on its page, then set HF_TOKEN") from error
+        raise _gated(repository) from error
     except RevisionNotFoundError as error:
         raise BadModel(f"{repository.name} has no revision '{repository.revision}'") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -68,9 +68,13 @@ def look(repository: Repository) -> Listing:
     return Listing(Repository(repository.name, str(info.sha)), files, licence)
 
 
+def _gated(repository: Repository) -> BadModel:
+    return BadModel(f"{repository.name} wants its terms accepted: do that on its page, then set HF_TOKEN")
+
+
 def _endpoint() -> str | None:
-    """Asked anew each time; the library reads it when it is imported."""
-    return os.environ.get("HF_ENDPOINT") or None
+    """Asked anew each time; the library reads it when it is imported, and takes off a slash at its end as here."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def weights(files: Iterable[str], part: str) -> list[str]:
@@ -118,6 +122,8 @@ def fetch(listing: Listing, wanted: list[str], cache: Path, told: Callable[[str]
                 partial.unlink()
                 raise BadModel(f"{file} is not what the hub says it is: its checksum differs.  It was thrown away; try again")
             partial.rename(path)
+        except GatedRepoError as error:  # what there is may be told to everybody, and given to few
+            raise _gated(listing.repository) from error
         except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
             raise BadModel(f"{file} did not come whole ({error}): the same command goes on where it stopped") from error
     return folder

@@ -86,6 +86,8 @@ class Hub:
     cut: Callable[[str], int | None] = lambda file: None
     """after how many bytes of a file the line breaks"""
     damaged: set[str] = field(default_factory=set)
+    gated: bool = False
+    """whether files are for those alone who accepted its terms, while everybody is told what there is"""
     told: dict[str, Any] = field(default_factory=dict)
     """of a listing, instead of the truth"""
     revisions: set[str] = field(default_factory=lambda: {REVISION, "main", *(each.revision for each in PINNED)})
@@ -118,6 +120,8 @@ class Handler(BaseHTTPRequestHandler):
         listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/?]+)(\?.*)?", self.path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
         found = listed or file
+        if b" //" in self.raw_requestline:  # of which ``path`` makes one
+            return self.reply(404, b"{}", {}, with_body)
         if not found or found[1] not in self.hub.repositories:
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
         if found[2] not in self.hub.revisions:
@@ -125,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         if listed:
             return self.reply(200, json.dumps(self.hub.listing(listed[1])).encode(), {"Content-Type": "application/json"}, with_body)
         assert file
+        if self.hub.gated:
+            return self.reply(401, b"{}", {"X-Error-Code": "GatedRepo"}, with_body)
         content = (self.hub.repositories[file[1]] / file[3]).read_bytes()
         headers = {"X-Repo-Commit": REVISION, "ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
         if file[3] in self.hub.damaged:

@@ -318,6 +318,19 @@ def test_a_hub_that_names_no_commit_is_refused(hub: Hub, checkpoint: Path, model
     assert left(models) == set()
 
 
+def test_files_that_are_not_for_everybody(hub: Hub, checkpoint: Path, models: Path) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    hub.gated = True
+    with pytest.raises(BadModel, match="wants its terms accepted"):
+        pull(models, "some/sd", told=quiet)
+
+
+def test_an_endpoint_may_end_in_a_slash(hub: Hub, checkpoint: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories = {"some/sd": checkpoint}
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.base}/")
+    pull(models, "some/sd", told=quiet)
+
+
 def test_without_a_network(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(BadModel, match=r"the hub cannot be reached.*give the folder"):
