@@ -40,23 +40,26 @@ def place_for(models: Path, name: str) -> Path:
         raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
     if (BUNDLED_MODEL.parent / name).exists():
         raise BadModel(f"'{name}' is the name of a model of the release: give another one with --name")
+    if (models / name).exists() and not (models / name / "sdc.json").exists():
+        raise BadModel(f"'{name}' in {models} is something else: give another name with --name")
     if (models / name).exists():
         raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
     return models / name
 
 
 def remove(models: Path, name: str) -> int:
-    """Delete a fetched model; returns the bytes freed.  Of a link to a folder the link goes and the folder stays.
+    """Delete a fetched model, be it one that cannot be read; returns the bytes freed: not those that a calibrated model shares.
 
-    Raises BadModel for one that is not there, or is of the release.
+    Of a link to a folder the link goes and the folder stays.  Raises BadModel for a model that is not there, or is of the release.
     """
-    for each in installed(models):
-        if each.folder.name == name:
-            if each.ours:
-                raise BadModel(f"'{name}' belongs to the release and stays")
-            if each.folder.is_symlink():
-                each.folder.unlink()
-                return 0
-            shutil.rmtree(each.folder)
-            return each.size
-    raise BadModel(f"no model '{name}' is installed in {models}")
+    if name in {folder.name for folder in BUNDLED_MODEL.parent.glob("*/")}:
+        raise BadModel(f"'{name}' belongs to the release and stays")
+    folder = {folder.name: folder for folder in models.glob("[!.]*/")}.get(name)  # looked up, for a name may be a path
+    if folder is None or not (folder / "sdc.json").exists():
+        raise BadModel(f"no model '{name}' is installed in {models}")
+    if folder.is_symlink():
+        folder.unlink()
+        return 0
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    shutil.rmtree(folder)
+    return sum(each.st_size for each in found if each.st_nlink == 1)

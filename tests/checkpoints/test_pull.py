@@ -384,7 +384,7 @@ def test_list_and_remove(checkpoint: Path, models: Path) -> None:
     with pytest.raises(BadModel, match="installed already"):
         pull(models, str(checkpoint), name="mine", told=quiet)
     assert remove(models, "mine") > 10_000
-    for name, words in (("mine", "no model 'mine'"), ("bundled", "belongs to the release"), ("..", "no model")):
+    for name, words in (("mine", "no model 'mine'"), ("bundled", "belongs to the release"), ("..", "no model"), ("no-model", "no model")):
         with pytest.raises(BadModel, match=words):
             remove(models, name)
     assert left(models) == {"no-model"}
@@ -403,6 +403,25 @@ def test_a_folder_whose_manifest_cannot_be_read_is_no_model(models: Path) -> Non
     assert [each.folder.name for each in installed(models)] == ["bundled"]
     with pytest.raises(BadModel, match="cannot be read: Is a directory"):
         read_manifest(models / "odd")
+
+
+def test_what_is_in_the_way_of_a_pull_can_be_removed(models: Path) -> None:
+    (models / "odd").mkdir(parents=True)
+    (models / "odd" / "sdc.json").write_text("{}")
+    with pytest.raises(BadModel, match="sdc models rm odd"):
+        place_for(models, "odd")
+    assert remove(models, "odd") == 2
+    assert place_for(models, "odd") == models / "odd"
+
+
+def test_what_another_model_shares_is_not_freed(models: Path) -> None:
+    for name in ("first", "fitted"):
+        (models / name).mkdir(parents=True)
+        (models / name / "sdc.json").write_text("{}")
+    (models / "first" / "weights").write_bytes(bytes(1000))
+    os.link(models / "first" / "weights", models / "fitted" / "weights")
+    assert remove(models, "first") == 2
+    assert remove(models, "fitted") == 1002
 
 
 def test_two_weights_are_two_versions(checkpoint: Path, models: Path, tmp_path: Path) -> None:
