@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from service.checkpoints import hub
-from service.engine.network import AUTOENCODERS, EMPTY_PROMPT, FAST_DECODER, UNETS, load_weights, network_class
+from service.engine.network import AUTOENCODERS, EMPTY_PROMPT, FAST_DECODER, UNETS, check_complete, load_weights, network_class
 from service.errors import BadModel
 from service.manifest import Source
 
@@ -94,12 +94,15 @@ def empty_prompt(checkpoint: Path) -> torch.Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
         folder = checkpoint / "text_encoder"
-        encoder: Any = CLIPTextModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **_variant(folder)
+        encoder: Any
+        encoder, loading = CLIPTextModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **_variant(folder)
         )
     except Exception as error:  # the tokenizer's Rust has no class of its own for a damaged file
         raise BadModel(f"{checkpoint}: tokenizer or text encoder cannot be loaded: {error}") from error
-    words = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    check_complete(folder, loading)
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)  # a tokenizer need not know
+    words = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         embedding: torch.Tensor = encoder.eval()(words.input_ids)[0]
     return embedding.clone()

@@ -57,10 +57,15 @@ def load_weights(cls: Any, folder: Path, dtype: torch.dtype, **options: Any) -> 
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise BadModel(f"{folder} cannot be loaded: {error}") from error
-    absent = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    check_complete(folder, told)
+    return network
+
+
+def check_complete(folder: Path, told: dict[str, Any]) -> None:
+    """Raise BadModel where ``from_pretrained``, by its loading information, made up tensors."""
+    absent = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if absent:
         raise BadModel(f"{folder} is incomplete: {len(absent)} tensors are missing or of another shape, {absent[0]} the first")
-    return network
 
 
 def _class_of(folder: Path, classes: dict[str, Any]) -> Any:

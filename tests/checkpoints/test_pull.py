@@ -67,6 +67,26 @@ def test_the_empty_prompt_is_what_the_text_encoder_says(checkpoint: Path, models
     assert torch.allclose(embedding, expected, atol=1e-5)
 
 
+def test_a_text_encoder_that_is_not_all_there_is_refused(checkpoint: Path, models: Path, tmp_path: Path) -> None:
+    """transformers would make up what is missing."""
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    path = tmp_path / "sd" / "text_encoder" / "model.fp16.safetensors"
+    weights = load_file(path)
+    name = next(each for each in weights if "token_embedding" in each)
+    save_file({key: value for key, value in weights.items() if key != name}, path, metadata={"format": "pt"})
+    with pytest.raises(BadModel, match=f"text_encoder is incomplete: 1 tensors.*{name}"):
+        pull(models, str(tmp_path / "sd"), told=quiet)
+    assert left(models) == set()
+
+
+def test_a_tokenizer_need_not_know_how_many_words_there_are(checkpoint: Path, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    (tmp_path / "sd" / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    folders = [pull(models, str(folder), name=name, told=quiet) for folder, name in ((checkpoint, "a"), (tmp_path / "sd", "b"))]
+    first, second = (load_file(folder / "empty_prompt.safetensors")["embedding"] for folder in folders)
+    assert torch.equal(first, second)
+
+
 def test_the_whole_journey(checkpoint: Path, models: Path) -> None:
     pull(models, str(checkpoint), name="mine", told=quiet)
     settings = Settings(model=Path("mine"), models_dir=models, store_url="memory:///")
