@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from service.checkpoints import convert, hub
 from service.checkpoints.installed import place_for
 from service.checkpoints.known import HUB_NAME, KNOWN, TAESD, Checkpoint, Repository
@@ -57,13 +59,19 @@ def pull(
             licence = listing.licence or "none stated"
             told(f"licence of {listing.repository.name}: {licence}; by using the model you accept it")
             source = Source(repository=listing.repository.name, revision=listing.repository.revision, licence=licence)
-            checkpoint = hub.fetch(listing, _needed(listing), cache, told)
+            configurations, weights = _needed(listing)
+            checkpoint = hub.fetch(listing, configurations, cache, told)
+            convert.check(checkpoint)  # before gigabytes
+            hub.fetch(listing, weights, cache, told)
         better = None if decoder == "none" else decoder or known.decoder
         better_folder = None if better is None else _auto_encoder(better, cache, told)
         fast_folder = _auto_encoder(TAESD, cache, told) if fast else None
-        with written_whole(target) as staged:
-            told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
-            convert.convert(checkpoint, staged, target.name, source=source, decoder=better_folder, fast=fast_folder)
+        told("keeping encoder, decoder, U-Net and the embedding of the empty prompt")
+        try:
+            with written_whole(target) as staged:
+                convert.convert(checkpoint, staged, target.name, source=source, decoder=better_folder, fast=fast_folder)
+        except (OSError, SafetensorError) as error:
+            raise BadModel(f"'{target.name}' could not be written to {models}: {error}") from error
         _forget(cache, [checkpoint, better_folder, fast_folder])
     return target
 
@@ -78,8 +86,8 @@ def _forget(cache: Path, folders: list[Path | None]) -> None:
                 cache.rmdir()
 
 
-def _needed(listing: hub.Listing) -> list[str]:
-    """Of a checkpoint, what converting it takes."""
+def _needed(listing: hub.Listing) -> tuple[list[str], list[str]]:
+    """Of a checkpoint, what converting it takes: configurations, and weights."""
     files = list(listing.files)
     configs = ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
     parts = ["vae", "unet"]
@@ -89,7 +97,7 @@ def _needed(listing: hub.Listing) -> list[str]:
     absent = [config for config in configs if config not in files]
     if absent:
         raise BadModel(f"{listing.repository.name} is no checkpoint in diffusers layout: it has no {absent[0]}")
-    return configs + [file for part in parts for file in hub.weights(files, part)]
+    return configs, [file for part in parts for file in hub.weights(files, part)]
 
 
 def _auto_encoder(place: str | Repository, cache: Path, told: Callable[[str], None]) -> Path:

@@ -34,6 +34,8 @@ EMPTY_PROMPT = "empty_prompt.safetensors"
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+BETAS = ("beta_start", "beta_end", "beta_schedule")
+"""what makes a schedule, unless its ``trained_betas`` are told"""
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 SEED = 0
 """of the article's sample"""
@@ -44,7 +46,7 @@ def network_class(folder: Path, classes: dict[str, Any]) -> Any:
     config = folder / "config.json"
     try:
         return classes[json.loads(config.read_text())["_class_name"]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadModel(f"{config} does not name one of {', '.join(classes)}") from error
 
 
@@ -66,6 +68,26 @@ def check_complete(folder: Path, told: dict[str, Any]) -> None:
     absent = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if absent:
         raise BadModel(f"{folder} is incomplete: {len(absent)} tensors are missing or of another shape, {absent[0]} the first")
+
+
+def load_schedule(folder: Path) -> tuple[diffusers.DDPMScheduler, diffusers.PNDMScheduler]:
+    """The noise schedule of a folder in diffusers layout, and the article's way down it.
+
+    Raises BadModel for one that is not of betas (flow matching, EDM), where diffusers would take its own defaults.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    try:
+        told = json.loads(path.read_text())
+        if told.get("trained_betas") is None and any(told.get(each) is None for each in BETAS):
+            raise BadModel(f"{path} has no betas: this is no noise schedule as Stable Diffusion has one")
+        scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+        walked = article.load_scheduler(folder)
+    except (OSError, ValueError, AttributeError, TypeError, NotImplementedError) as error:
+        raise BadModel(f"{path} cannot be loaded: {error}") from error
+    prediction = scheduler.config.prediction_type
+    if prediction not in PREDICTIONS:
+        raise BadModel(f"{path}: prediction_type '{prediction}' is none of {', '.join(PREDICTIONS)}")
+    return scheduler, walked
 
 
 def _class_of(folder: Path, classes: dict[str, Any]) -> Any:
@@ -130,15 +152,9 @@ class Networks:
                 winograd.install(network)
         self.alone = way == "winograd" and all(isinstance(network, ResidualAutoencoder) for network in (self._vae, self._decoder))
         """whether pictures of a batch are encoded and decoded one after the other"""
-        try:
-            scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-            self.article_scheduler = article.load_scheduler(folder)
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise BadModel(f"{folder}/scheduler cannot be loaded: {error}") from error
+        scheduler, self.article_scheduler = load_schedule(folder)
         self.alphas: torch.Tensor = scheduler.alphas_cumprod
         self.prediction_type: str = scheduler.config.prediction_type
-        if self.prediction_type not in PREDICTIONS:
-            raise BadModel(f"{folder}/scheduler: prediction_type '{self.prediction_type}' is none of {', '.join(PREDICTIONS)}")
         self._prompt: torch.Tensor | None = None
         if isinstance(self._unet, diffusers.UNet2DConditionModel):
             self._prompt = self._load_prompt(folder).to(device=device, dtype=dtype)

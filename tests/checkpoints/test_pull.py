@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -6,9 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from service.checkpoints import hub as hub_client
@@ -67,6 +70,72 @@ def test_the_empty_prompt_is_what_the_text_encoder_says(checkpoint: Path, models
     assert torch.allclose(embedding, expected, atol=1e-5)
 
 
+def test_a_schedule_that_is_not_of_betas_is_refused_before_the_weights_are_fetched(
+    hub: Hub, checkpoint: Path, models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "sd" / "scheduler")
+    hub.repositories = {"some/sd": tmp_path / "sd"}
+    for wanted in ("some/sd", str(tmp_path / "sd")):
+        with pytest.raises(BadModel, match="has no betas"):
+            pull(models, wanted, told=quiet)
+    assert not [file for file, _ in hub.asked if file.endswith(".safetensors")]
+    assert left(models) == {".cache"}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("unet", {"num_class_embeds": 10}, "wants to be told a class"),
+        ("unet", {"class_embed_type": "timestep"}, "wants to be told a class"),
+        ("unet", {"out_channels": 8}, "gives 8 channels and the latent has 4"),
+        ("vae", {"in_channels": 1}, "pictures in three colours"),
+        ("vae", {"out_channels": 4}, "pictures in three colours"),
+    ],
+)
+def test_what_could_never_run_is_refused(
+    checkpoint: Path, models: Path, tmp_path: Path, part: str, change: dict[str, object], words: str
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    path = tmp_path / "sd" / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BadModel, match=words):
+        pull(models, str(tmp_path / "sd"), told=quiet)
+    assert left(models) == set()
+
+
+@pytest.mark.parametrize("told", ["[]", '{"_class_name": []}', "{"])
+def test_a_configuration_that_is_none_is_refused(checkpoint: Path, models: Path, tmp_path: Path, told: str) -> None:
+    for number, part in enumerate(("vae/config.json", "scheduler/scheduler_config.json")):
+        folder = tmp_path / f"sd{number}"
+        shutil.copytree(checkpoint, folder)
+        (folder / part).write_text(told)
+        with pytest.raises(BadModel, match=part):
+            pull(models, str(folder), told=quiet)
+
+
+def test_a_full_disk_is_told(checkpoint: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By safetensors in an error of its own."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("service.checkpoints.convert.save_file", full)
+    with pytest.raises(BadModel, match=r"'mine' could not be written to .*No space left"):
+        pull(models, str(checkpoint), name="mine", told=quiet)
+    assert left(models) == set()
+
+
+def test_latents_of_a_mean_and_deviation_for_each_channel(checkpoint: Path, models: Path, tmp_path: Path) -> None:
+    """(z - mean) * scaling / deviation, as in diffusers' pipelines."""
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    path = tmp_path / "sd" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latents_mean": [1, 2, 3, 4], "latents_std": [1, 1, 2, 2]}))
+    manifest = read_manifest(pull(models, str(tmp_path / "sd"), told=quiet))
+    assert manifest.latent_mean == [1, 2, 3, 4]
+    assert manifest.latent_std == pytest.approx([each / 0.18215 for each in (1, 1, 2, 2)])
+
+
 def test_a_text_encoder_that_is_not_all_there_is_refused(checkpoint: Path, models: Path, tmp_path: Path) -> None:
     """transformers would make up what is missing."""
     shutil.copytree(checkpoint, tmp_path / "sd")
@@ -122,6 +191,16 @@ def test_a_better_decoder_is_swapped_in(checkpoint: Path, models: Path, tmp_path
     assert read_manifest(folder).version.endswith("-d")
 
 
+def test_a_decoder_of_latents_of_another_scale_is_refused(checkpoint: Path, models: Path, tmp_path: Path) -> None:
+    """SDXL's: all shapes are the same."""
+    other = make_vae(seed=7)
+    other.register_to_config(scaling_factor=0.13025)
+    other.save_pretrained(tmp_path / "xl")
+    with pytest.raises(BadModel, match="not of these latents: they are scaled otherwise"):
+        pull(models, str(checkpoint), name="mine", decoder=str(tmp_path / "xl"), told=quiet)
+    assert left(models) == set()
+
+
 def test_a_decoder_of_other_latents_is_refused(checkpoint: Path, models: Path, model_path_of_other_vae: Path) -> None:
     with pytest.raises(BadModel, match="not of these latents"):
         pull(models, str(checkpoint), name="mine", decoder=str(model_path_of_other_vae), told=quiet)
@@ -130,15 +209,11 @@ def test_a_decoder_of_other_latents_is_refused(checkpoint: Path, models: Path, m
 
 @pytest.fixture
 def model_path_of_other_vae(tmp_path: Path) -> Path:
-    import diffusers
-
     diffusers.AutoencoderKL(3, 3, block_out_channels=(8,), latent_channels=3, norm_num_groups=4).save_pretrained(tmp_path / "other")
     return tmp_path / "other"
 
 
 def test_the_fast_decoder_takes_the_unets_latent(checkpoint: Path, models: Path, hub: Hub, tmp_path: Path) -> None:
-    import diffusers
-
     tiny = diffusers.AutoencoderTiny(
         encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4
     )

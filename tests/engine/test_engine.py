@@ -335,6 +335,20 @@ def test_a_schedule_nobody_knows_stops_the_start(tmp_path: Path) -> None:
         Engine(folder)
 
 
+@pytest.mark.parametrize("absent", ["beta_start", "beta_end", "beta_schedule"])
+def test_a_schedule_without_betas_stops_the_start(tmp_path: Path, absent: str) -> None:
+    """diffusers would take its own, which are nobody's."""
+    folder = build_model(tmp_path)
+    path = folder / "scheduler/scheduler_config.json"
+    told = json.loads(path.read_text())
+    del told[absent]
+    path.write_text(json.dumps(told))
+    with pytest.raises(BadModel, match="has no betas"):
+        Engine(folder)
+    path.write_text(json.dumps(told | {"trained_betas": [0.01] * 1000}))
+    assert Engine(folder, dtype="float32")._networks.alphas[1] == pytest.approx(0.99**2)
+
+
 def test_fp16_leaves_the_auto_encoder_in_fp32(checkpoint_model: Path) -> None:
     """Its activations go beyond what fp16 holds."""
     networks = Engine(checkpoint_model, dtype="float16")._networks
