@@ -109,6 +109,8 @@ def _encoded(engine: Engine, images: Path, crops: int, told: Callable[[str, floa
     told("encoding", 1.0)
     if not judged and len(trained) > 1:
         judged.append(trained.pop())
+    if not trained and len(judged) > 1:
+        trained.append(judged.pop())
     if not judged or not trained:
         raise BadParameter(f"{images} must hold at least two photographs of {SIDE} pixels a side, better hundreds")
     return np.concatenate(judged), np.concatenate(trained)

@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from service.calibration.calibrate import calibrate
+from service.calibration.calibrate import HELD_OUT, SIDE, _encoded, calibrate
 from service.calibration.context import ContextModel, bias_of
 from service.calibration.fitting import _start_at, fit, mean_bytes, shape_for
 from service.calibration.integers import integer_passes
@@ -28,7 +30,7 @@ from service.options import CompressOptions, RenderOptions
 from service.pipeline import open_pipeline
 from service.settings import Settings
 from tests.checkpoints.conftest import make_checkpoint
-from tests.conftest import Plane, png
+from tests.conftest import Plane, make_picture, png
 
 
 def quiet(what: str, share: float) -> None:
@@ -125,6 +127,17 @@ def test_what_cannot_be_calibrated_is_said(tmp_path: Path, small_model: Path, im
             calibrate(engine, images, target, 0.01, 8, quiet)
     assert not (tmp_path / "mine").exists()
     assert json.loads((small_model / "sdc.json").read_text())["entropy"] == {"kind": "laplace"}
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_names_that_all_fall_to_one_side(tmp_path: Path, small_model: Path, held: bool) -> None:
+    """Of two pictures there is always one to judge by and one to train on."""
+    numbered = (f"{number}.png" for number in itertools.count())
+    names = itertools.islice((name for name in numbered if (int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0) == held), 2)
+    for seed, name in enumerate(names):
+        Image.fromarray(make_picture(SIDE, SIDE, seed)).save(tmp_path / name)
+    judged, trained = _encoded(Engine(small_model, dtype="float32"), tmp_path, 2, quiet)
+    assert (len(judged), len(trained)) == (1, 1)
 
 
 def test_what_is_sent_at_each_step_stays_what_it_was(tmp_path: Path, small_model: Path, images: Path) -> None:
