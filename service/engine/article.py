@@ -13,12 +13,16 @@ from pathlib import Path
 import diffusers
 import torch
 
+from service.errors import MethodUnavailable
+
 SPACING = 15
 """timesteps from one step to the next"""
 STRENGTH = 0.04
 """share of the schedule that is walked"""
 OFFSET = 1
 """``steps_offset`` of Stable Diffusion's scheduler"""
+PREDICTIONS = ("epsilon", "v_prediction")
+"""from which PNDM takes its steps"""
 
 
 def load_scheduler(folder: Path) -> diffusers.PNDMScheduler:
@@ -30,8 +34,16 @@ def load_scheduler(folder: Path) -> diffusers.PNDMScheduler:
 
 
 def enter(scheduler: diffusers.PNDMScheduler) -> torch.Tensor:
-    """Begin anew; the timesteps to walk, falling.  As diffusers' image-to-image pipeline of 2022 chose them."""
+    """Begin anew; the timesteps to walk, falling.  As diffusers' image-to-image pipeline of 2022 chose them.
+
+    Raises MethodUnavailable for a model that cannot be walked so.
+    """
     steps = scheduler.config.num_train_timesteps // SPACING
+    if not steps or scheduler.config.prediction_type not in PREDICTIONS:
+        raise MethodUnavailable(
+            f"the article's steps are for U-Nets that predict {' or '.join(PREDICTIONS)}, of {SPACING} timesteps at least: ask for another "
+            "number of steps, or serve a Stable Diffusion checkpoint"
+        )
     scheduler.set_timesteps(steps)
     walked = min(int(steps * STRENGTH) + OFFSET, steps)
     timesteps: torch.Tensor = scheduler.timesteps[max(steps - walked + OFFSET, 0) :]
@@ -50,6 +62,8 @@ def restore(
 
     Returns:
         the same, cleaned.
+
+    Raises the error of ``enter``.
     """
     latent = sent
     for timestep in enter(scheduler):

@@ -26,7 +26,7 @@ from service.engine.graphs import Recorder
 from service.engine.network import Networks
 from service.engine.schedule import clean_latent, descending, noise_of_step, timestep_of_noise
 from service.engine.transfer import Array, Arrays, Laps, Transfer
-from service.errors import BadModel, DeviceFailed, DeviceLost, OutOfMemory
+from service.errors import BadModel, DeviceFailed, DeviceLost, OutOfMemory, first_line
 from service.manifest import Manifest, Steps, read_manifest
 from service.telemetry import metrics
 
@@ -116,13 +116,16 @@ class Engine:
     def check(self, height: int = 128, width: int = 128) -> None:
         """Run each operation once on a small picture.
 
-        Raises DeviceFailed when the model gives no finite result, BadModel for a latent of another shape.
+        Raises DeviceFailed when the model gives no finite result, BadModel for a latent of another shape and for networks that do not run.
         """
-        latent = self.encode(np.zeros((1, height, width, 3), np.uint8))
         factor, channels = self.manifest.downscale, self.manifest.latent_channels
-        if latent.shape != (1, channels, height // factor, width // factor):
-            raise BadModel(f"sdc.json says {channels} latent channels at 1/{factor}; {height}x{width} gives {latent.shape[1:]}")
-        self.decode(self.restore(latent, np.ones(1, np.float32), 1))
+        try:
+            latent = self.encode(np.zeros((1, height, width, 3), np.uint8))
+            if latent.shape != (1, channels, height // factor, width // factor):
+                raise BadModel(f"sdc.json says {channels} latent channels at 1/{factor}; {height}x{width} gives {latent.shape[1:]}")
+            self.decode(self.restore(latent, np.ones(1, np.float32), 1))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise BadModel(f"{self.folder} cannot be run: {first_line(error)}") from error
 
     def encode(self, pixels: Pixels, sampled: bool = False) -> Latents:
         """Pixels uint8 (N, H, W, 3) to normalised latents float32 (N, C, H/f, W/f); H and W multiples of the model's downscale f.

@@ -1,5 +1,7 @@
 """The article's pipeline, its constants against values worked out by hand."""
 
+import asyncio
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,11 @@ import torch
 
 from service.engine import article
 from service.engine.engine import Engine
-from tests.conftest import make_picture
+from service.errors import MethodUnavailable
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import open_pipeline
+from service.settings import Settings
+from tests.conftest import build_model, make_picture, png
 
 
 @pytest.fixture
@@ -40,6 +46,24 @@ def test_three_steps_are_walked(scheduler: diffusers.PNDMScheduler) -> None:
     """1000 // 15 = 66 steps; int(66 * 0.04) + 1 = 3 of them; the schedule has one twice, hence 67 timesteps."""
     assert article.enter(scheduler).tolist() == [31, 16, 1]
     assert len(scheduler.timesteps) == 67
+
+
+@pytest.mark.parametrize("change", [{"prediction_type": "sample"}, {"num_train_timesteps": 10}])
+def test_a_model_that_cannot_be_walked_so_says_it(tmp_path: Path, change: dict[str, object]) -> None:
+    """At the request, which is for something else then; whatever else the model does it does."""
+    folder = build_model(tmp_path / "model", "kl")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    async def journey() -> None:
+        settings = Settings(model=folder, store_url="memory:///", dtype="float32", coders=0)
+        async with open_pipeline(settings, warm=False) as pipeline:
+            made = await pipeline.compress(png(make_picture(32, 48)), CompressOptions())
+            assert (await pipeline.render(made.content, RenderOptions("png", 1))).content
+            with pytest.raises(MethodUnavailable, match="article's steps are for U-Nets that predict"):
+                await pipeline.render(made.content, RenderOptions("png", "article"))
+
+    asyncio.run(journey())
 
 
 def test_a_latent_by_hand(scheduler: diffusers.PNDMScheduler) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import Mock
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -333,6 +334,18 @@ def test_a_schedule_nobody_knows_stops_the_start(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "flow"}))
     with pytest.raises(BadModel, match="flow"):
         Engine(folder)
+
+
+def test_networks_that_do_not_run_stop_the_start(tmp_path: Path) -> None:
+    """Here a U-Net that wants a class."""
+    folder = build_model(tmp_path)
+    unet = diffusers.UNet2DModel(
+        in_channels=4, out_channels=4, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, num_class_embeds=3,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(BadModel, match="cannot be run: class_labels"):
+        Engine(folder, dtype="float32").check(64, 64)
 
 
 @pytest.mark.parametrize("absent", ["beta_start", "beta_end", "beta_schedule"])
