@@ -27,6 +27,7 @@ const lawless = new Counter('refused_without_retry_after');
 // One metric a second of the run and of the wait for its last replies: percentiles over time without a file of samples.
 const seconds = Array.from({ length: Number(__ENV.SECONDS) + 120 }, (_, n) => n);
 const acceptedIn = seconds.map((n) => new Trend(`accepted_in_second_${n}`, true));
+const pixelsIn = seconds.map((n) => new Counter(`accepted_pixels_in_second_${n}`));
 const refusedIn = seconds.map((n) => new Counter(`refused_in_second_${n}`));
 
 export default function () {
@@ -49,6 +50,7 @@ export default function () {
   if (reply.status === 200 || reply.status === 201) {
     accepted.add(reply.timings.duration);
     acceptedIn[second].add(reply.timings.duration);
+    pixelsIn[second].add(jobs[which].pixels);
   } else if (reply.status === 503) {
     refused.add(reply.timings.duration);
     refusedIn[second].add(1);

@@ -103,6 +103,11 @@ def photographs(sizes: list[tuple[int, ...]]) -> list[Job]:
     return jobs
 
 
+def pixels_of(source: bytes) -> int:
+    """Of an encoded picture."""
+    return math.prod(Image.open(io.BytesIO(source)).size)
+
+
 def batches_of(engine: Engine) -> tuple[int, ...]:
     """The sizes that differ: where pictures are computed one by one, all are the same."""
     return tuple(sorted({engine.batch_of(batch) for batch in BATCHES}))
@@ -176,6 +181,7 @@ class Load:
         self._salt = itertools.count(1)
         for index, (source, _) in enumerate(jobs):
             (folder / f"{index}.jpg").write_bytes(source)
+        self.pixels = [pixels_of(source) for source, _ in jobs]
         self.blobs: list[str] = []
         with httpx.Client(base_url=server.base, timeout=120) as client:
             for source, size in jobs:
@@ -187,7 +193,8 @@ class Load:
             listed = [{"path": f"/compress?max_bytes={size}", "file": f"{index}.jpg"} for index, (_, size) in enumerate(self.jobs)]
         else:
             listed = [{"path": path} for path in self.blobs]
-        (self.folder / "jobs.json").write_text(json.dumps(listed))
+        sized = [{**job, "pixels": pixels} for job, pixels in zip(listed, self.pixels, strict=True)]
+        (self.folder / "jobs.json").write_text(json.dumps(sized))
 
     @contextmanager
     def running(self, operation: str, rate: float, seconds: float, deadline_ms: float = 0) -> Iterator[subprocess.Popen[bytes]]:
@@ -267,6 +274,7 @@ def timeline(found: dict[str, dict[str, float]]) -> list[Second]:
         second = Second(
             at=at,
             accepted=int(accepted.get("count", 0)),
+            pixels=int(found.get(f"accepted_pixels_in_second_{at}", {}).get("count", 0)),
             refused=int(refused.get("count", 0)),
             median_ms=accepted.get("med"),
             p95_ms=accepted.get("p(95)"),
@@ -349,8 +357,7 @@ def run(settings: Settings, seconds: float, out: Console) -> LoadReport:
     """Measure everything."""
     jobs = mixed_pictures()
     part = max(4.0, seconds / 4)
-    sizes = [Image.open(io.BytesIO(source)).size for source, _ in jobs]
-    megapixels = float(np.mean([width * height for width, height in sizes])) / 1e6
+    megapixels = float(np.mean([pixels_of(source) for source, _ in jobs])) / 1e6
     pictures = f"{len(jobs)} photographs of {SMALLEST} to {LARGEST} pixels a side, {megapixels:.2f} MP in the mean"
     out.print(f"{machine()}; {pictures}", highlight=False)
     engine, codec = load_model(settings)
@@ -372,6 +379,7 @@ def run(settings: Settings, seconds: float, out: Console) -> LoadReport:
     return LoadReport(
         about=where,
         pictures=pictures,
+        megapixels=round(megapixels, 5),
         alike_side=ALIKE,
         saturation=SATURATION,
         deadline_factor=DEADLINE_FACTOR,

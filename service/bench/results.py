@@ -110,6 +110,7 @@ class Second(_Data):
 
     at: NonNegativeInt = Field(description="Seconds since the first request.")
     accepted: NonNegativeInt
+    pixels: NonNegativeInt | None = Field(default=None, description="Of the accepted pictures; null in reports that did not count them.")
     refused: NonNegativeInt
     median_ms: NonNegativeFloat | None = Field(description="Of the accepted; null where there were none.")
     p95_ms: NonNegativeFloat | None
@@ -143,9 +144,25 @@ class Operation(_Data):
     timeline: list[Second] = Field(description="Of the overload.")
 
     @property
+    def in_time(self) -> list[Second]:
+        """The overload itself, without the wait for its last replies."""
+        return [second for second in self.timeline if second.at < self.seconds]
+
+    @property
     def goodput(self) -> float:
-        """Pictures a second that came out of the overload."""
-        return self.accepted / self.seconds
+        """Pictures a second that came out of the overload while it lasted."""
+        return sum(second.accepted for second in self.in_time) / self.seconds
+
+    @property
+    def goodput_megapixels(self) -> float | None:
+        """The same in megapixels; None where they were not counted."""
+        counted = [second.pixels for second in self.in_time if second.pixels is not None]
+        return sum(counted) / 1e6 / self.seconds if counted else None
+
+    @property
+    def accepted_megapixels(self) -> float | None:
+        """Of an accepted picture, in the mean: less than of those sent where large ones are refused first."""
+        return self.goodput_megapixels / self.goodput if self.goodput_megapixels and self.goodput else None
 
     @property
     def http_share(self) -> float:
@@ -172,6 +189,7 @@ class LoadReport(_Data):
     kind: Literal["load"] = "load"
     about: About
     pictures: str = Field(description="What was sent, in words.")
+    megapixels: NonNegativeFloat = Field(description="Of a picture sent, in the mean.")
     alike_side: PositiveInt = Field(description="Of the square pictures of ``alike``, pixels.")
     saturation: NonNegativeFloat = Field(
         description="Times the bare loop's pictures a second: what HTTP is asked for to see how many it can do."

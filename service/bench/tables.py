@@ -101,6 +101,8 @@ def load_lines(report: LoadReport) -> list[tuple[str, list[str]]]:
         ),
         f"overload: offered for {first.seconds:.0f} s, requests/s": lambda of: f"{of.offered:.1f}",
         "overload: goodput, pictures/s": lambda of: f"{of.goodput:.2f}",
+        "overload: goodput, megapixels/s": lambda of: _known(of.goodput_megapixels),
+        f"overload: mean size of the accepted, MP; of all {report.megapixels:.2f}": lambda of: _known(of.accepted_megapixels),
         "overload: goodput of the mean of the two": lambda of: f"{of.goodput / np.mean(of.capacity):.2f}" if all(of.capacity) else "-",
         "overload: accepted, median / p95 / p99 ms": lambda of: f"{of.latency.median:.0f} / {of.latency.p95:.0f} / {of.latency.p99:.0f}",
         "overload: p99 of the deadline": lambda of: f"{of.latency.p99 / of.deadline_ms:.2f}" if of.deadline_ms else "-",
@@ -133,6 +135,10 @@ def load(report: LoadReport) -> Table:
     for label, cells in load_lines(report):
         made.add_row(label, *cells)
     return made
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _listed(values: Iterable[float]) -> str:

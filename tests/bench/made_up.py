@@ -28,9 +28,9 @@ def rate_report(needs: dict[str, float], fewer: str) -> RateReport:
 
 def load_report(pictures: str) -> LoadReport:
     timeline = [
-        Second(at=0, accepted=3, refused=1, median_ms=12.0, p95_ms=20.0),
-        Second(at=1, accepted=0, refused=7, median_ms=None, p95_ms=None),
-        Second(at=2, accepted=2, refused=0, median_ms=14.0, p95_ms=21.5),
+        Second(at=0, accepted=3, pixels=600_000, refused=1, median_ms=12.0, p95_ms=20.0),
+        Second(at=1, accepted=0, pixels=0, refused=7, median_ms=None, p95_ms=None),
+        Second(at=2, accepted=2, pixels=500_000, refused=0, median_ms=14.0, p95_ms=21.5),
     ]
     operation = Operation(
         bare={1: 10.0, 2: 11.0},
@@ -59,6 +59,7 @@ def load_report(pictures: str) -> LoadReport:
     return LoadReport(
         about=ABOUT,
         pictures=pictures,
+        megapixels=0.3,
         alike_side=512,
         saturation=1.5,
         deadline_factor=5,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.bench.load import Load, Outcome, batches, batches_of, mixed_pictures, stages, timeline
+from service.bench.load import Load, Outcome, batches, batches_of, mixed_pictures, pixels_of, stages, timeline
 from service.bench.results import Percentiles
 from service.bench.serving import Server
 from service.engine.engine import Engine
@@ -20,13 +20,17 @@ NONE = Percentiles(median=0, p95=0, p99=0)
 
 
 class Stub:
-    """Renders: one of three takes half a second, one is 503 with Retry-After, one 503 without.  Remembers what it was sent."""
+    """Renders: one of three takes half a second, one is 503 with Retry-After, one 503 without.  Remembers what it was sent.
+
+    Of uploads those that ask for more than ``most`` bytes are refused.
+    """
 
     def __init__(self) -> None:
         self.numbers = itertools.count()
         self.arrived: list[float] = []
         self.bodies: list[bytes] = []
         self.deadlines: set[str | None] = set()
+        self.most = 1 << 40
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,7 +38,10 @@ class Stub:
 
             def do_POST(self) -> None:
                 stub.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-                self.reply(201, json.dumps({"links": {"webp": "/render/a.webp"}}).encode())
+                if int(self.path.rpartition("=")[2]) > stub.most:
+                    self.reply(503, b"x", {"Retry-After": "3"})
+                else:
+                    self.reply(201, json.dumps({"links": {"webp": "/render/a.webp"}}).encode())
 
             def do_GET(self) -> None:
                 stub.arrived.append(time.monotonic())
@@ -120,6 +127,19 @@ def test_every_upload_is_a_new_one(stub: Stub, tmp_path: Path) -> None:
     assert all(any(body.startswith(source) for source in sources) for body in sent)
 
 
+def test_of_the_accepted_it_is_known_how_large_they_were(stub: Stub, tmp_path: Path) -> None:
+    """A server that refuses large pictures serves more of them, and less."""
+    generator = load(stub, tmp_path)
+    *small, largest = sorted(generator.jobs, key=lambda job: job[1])
+    stub.most = largest[1] - 1
+    found = generator.run("compress", rate=20, seconds=1).timeline
+    accepted = sum(second.accepted for second in found)
+    assert accepted and sum(second.refused for second in found)
+    pixels = [pixels_of(source) for source, _ in small]
+    assert sum(second.pixels or 0 for second in found) / accepted == pytest.approx(sum(pixels) / 2, rel=0.1)
+    assert max(pixels) < pixels_of(largest[0])
+
+
 def test_the_pictures_are_the_same_every_time() -> None:
     assert mixed_pictures() == mixed_pictures()
 
@@ -165,10 +185,11 @@ def test_batches_and_stages_are_what_the_histograms_grew_by() -> None:
 def test_a_second_without_replies_is_in_the_timeline() -> None:
     found = {
         "accepted_in_second_3": {"count": 2, "med": 5.0, "p(95)": 9.0},
+        "accepted_pixels_in_second_3": {"count": 700},
         "refused_in_second_5": {"count": 1},
         "accepted_ms": {"count": 2},
     }
-    assert [(second.at, second.accepted, second.refused, second.median_ms) for second in timeline(found)] == [
-        (3, 2, 0, 5.0), (4, 0, 0, None), (5, 0, 1, None)
+    assert [(second.at, second.accepted, second.pixels, second.refused, second.median_ms) for second in timeline(found)] == [
+        (3, 2, 700, 0, 5.0), (4, 0, 0, 0, None), (5, 0, 0, 1, None)
     ]  # fmt: skip
     assert timeline({"accepted_ms": {"count": 2}}) == []

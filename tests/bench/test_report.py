@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from service.bench import curves, rd, report, tables
-from service.bench.results import METRICS, LoadReport, RateReport, Refusal, of, summaries
+from service.bench.results import METRICS, LoadReport, RateReport, Refusal, Second, of, summaries
 from service.errors import BadParameter, SizeUnreachable
 from service.options import CompressOptions
 from service.pipeline import Pipeline
@@ -295,6 +295,21 @@ def test_the_load_report_says_what_its_json_says(tmp_path: Path) -> None:
         assert f"{stage.mean_ms:.1f}" in page.text
     assert (tmp_path / report.MARKDOWN).read_text() == report.load_markdown(found)
     assert tables.hung_up(found) in page.text and tables.idle(found) in page.text
+
+
+def test_goodput_is_what_came_out_while_the_overload_lasted() -> None:
+    """In pictures and in megapixels: what is let in need not be as large as what was sent."""
+    found = load_report("pictures").operations["compress"]
+    late = Second(at=60, accepted=50, pixels=50_000_000, refused=0, median_ms=1.0, p95_ms=1.0)
+    operation = found.model_copy(update={"timeline": [*found.timeline, late]})
+    assert operation.goodput == pytest.approx(5 / 60)
+    assert operation.goodput_megapixels == pytest.approx(1.1 / 60)
+    assert operation.accepted_megapixels == pytest.approx(0.22)
+    uncounted = [second.model_copy(update={"pixels": None}) for second in found.timeline]
+    before = found.model_copy(update={"timeline": uncounted})
+    assert before.goodput_megapixels is None and before.accepted_megapixels is None
+    nothing = found.model_copy(update={"timeline": []})
+    assert nothing.goodput == 0 and nothing.accepted_megapixels is None
 
 
 def test_the_timeline_is_that_of_the_json() -> None:
