@@ -85,7 +85,7 @@ bench-scale: setup ## where few bytes show more of a smaller picture: make bench
 bench-speed: setup ## one picture at a time against an AVIF encode: make bench-speed IMAGES=folder
 	$(BIN)/sdc bench speed --images "$(IMAGES)"
 
-bench-load: setup ## a server under load, against its own bare loop; about twenty minutes
+bench-load: setup ## a server under load, against its own bare loop; about twenty-five minutes
 	$(BIN)/sdc bench load --seconds $(LOAD_SECONDS) --out "$(OUT)/load"
 
 bench-origin: setup ## 304 and kept renders a second, against a bare Starlette route

@@ -57,6 +57,10 @@ DEADLINE_FACTOR = 5
 SATURATION = 1.5
 UNSERVED_AT_CAPACITY = 0.01
 PROBES = 7
+PROBE_DEADLINES = 20
+"""a queue of one deadline takes in what comes too much: so long a probe hides no more of it than a step of the search"""
+UNLOADED = 100
+"""requests whose 95th percentile makes the deadline"""
 HANGUPS, HANGUPS_A_SECOND = 1000, 100
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
 
@@ -149,18 +153,18 @@ def _calls(pipeline: Pipeline, jobs: list[Job], blobs: list[bytes]) -> dict[str,
 
 
 async def _closed(call: Callable[[int], Awaitable[object]], at_once: int, seconds: float) -> float:
-    """Calls a second with so many in flight."""
+    """Calls a second with so many in flight, without the first quarter, in which the stages fill, and without what ends late."""
     numbers, started = itertools.count(), time.monotonic()
+    ends: list[float] = []
 
-    async def worker() -> int:
-        done = 0
+    async def worker() -> None:
         while time.monotonic() - started < seconds:
             await call(next(numbers))
-            done += 1
-        return done
+            ends.append(time.monotonic() - started)
 
-    done = sum(await asyncio.gather(*(worker() for _ in range(at_once))))
-    return done / (time.monotonic() - started)
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    full = sum(seconds / 4 <= end < seconds for end in ends)
+    return full / (3 / 4 * seconds) if full else len(ends) / max(ends)  # all, where one takes longer than that
 
 
 def k6(script: Path, given: dict[str, object]) -> subprocess.Popen[bytes]:
@@ -253,15 +257,16 @@ class Load:
 
     def capacity(self, operation: str, guess: float, seconds: float, deadline_ms: float) -> float:
         """Highest rate tried with under 1 % not served: down from the guess until one is good, then up in half such steps."""
-        best, rate = 0.0, guess
+        best, rate, too_much = 0.0, guess, math.inf
         for _ in range(PROBES):
             if self.run(operation, rate, seconds, deadline_ms).unserved_share < UNSERVED_AT_CAPACITY:
                 best = rate
                 rate *= 1.05
-            elif best:
-                break
             else:
+                too_much = rate
                 rate /= 1.1
+            if best and not best < rate < too_much:
+                break
         return best
 
 
@@ -395,19 +400,21 @@ def _measure(
 ) -> Operation:
     """One operation: throughput, capacity, overload."""
     best = max(bare, key=lambda batch: bare[batch])
-    unloaded = load.run(operation, 0.2 * bare[best], part)
+    calm = 0.2 * bare[best]
+    unloaded = load.run(operation, calm, length(UNLOADED / calm, part, 2 * seconds))
     deadline = DEADLINE_FACTOR * unloaded.latency.p95
+    probe = length(PROBE_DEADLINES * deadline / 1000, part, seconds)
     # In turn, because a machine that others use too is not as quick as it was ten minutes ago.
     alone, reached = [], []
     for _ in range(PAIRS):
         alone.append(asyncio.run(bare_loop(settings, load.jobs, part / 3, (best,), (operation,), rounds=1))[operation][best])
         reached.append(load.throughput(operation, SATURATION * bare[best], 4 / 3 * part))
-    capacity = load.capacity(operation, 0.95 * max(reached), part, deadline)
+    capacity = load.capacity(operation, 0.95 * max(reached), probe, deadline)
     before = load.server.metrics()
     overload = load.run(operation, 4 * capacity, seconds, deadline)
     time.sleep(1)
     after = load.server.metrics()
-    beside = [capacity, load.capacity(operation, capacity or reached[-1], part, deadline)]
+    beside = [capacity, load.capacity(operation, capacity or reached[-1], probe, deadline)]
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return Operation(
         bare=bare,
@@ -415,7 +422,9 @@ def _measure(
         alone=alone,
         http=reached,
         unloaded=unloaded.latency,
+        unloaded_count=unloaded.accepted,
         deadline_ms=deadline,
+        probe_seconds=probe,
         capacity=beside,
         offered=4 * capacity,
         seconds=seconds,
@@ -432,6 +441,11 @@ def _measure(
         stages=stages(grown),
         timeline=overload.timeline,
     )
+
+
+def length(wanted: float, least: float, most: float) -> float:
+    """Seconds of a part of the benchmark."""
+    return max(least, min(wanted, most))
 
 
 def _gauges(samples: dict[str, float]) -> dict[str, float]:

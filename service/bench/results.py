@@ -124,7 +124,9 @@ class Operation(_Data):
     alone: list[NonNegativeFloat] = Field(description="Pictures a second of the bare loop in its best batches, in turn with ``http``.")
     http: list[NonNegativeFloat] = Field(description="Pictures a second over HTTP, more being asked for.")
     unloaded: Percentiles
+    unloaded_count: NonNegativeInt | None = Field(default=None, description="Requests that it is of; null in reports that did not say.")
     deadline_ms: NonNegativeFloat
+    probe_seconds: NonNegativeFloat = Field(description="Length of each try at a rate in the search for ``capacity``.")
     capacity: list[NonNegativeFloat] = Field(
         description="Requests a second with under 1 % refused, failed or unsent, before and after the overload."
     )

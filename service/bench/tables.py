@@ -94,11 +94,12 @@ def load_lines(report: LoadReport) -> list[tuple[str, list[str]]]:
         "in turn: bare loop in its best batches": lambda of: _listed(of.alone),
         f"in turn: HTTP, asked for {report.saturation:g} times the bare loop": lambda of: _listed(of.http),
         "saturating HTTP of the bare loop beside it, median of the pairs": lambda of: f"{of.http_share:.2f}",
-        "unloaded p95, ms": lambda of: f"{of.unloaded.p95:.0f}",
+        "unloaded p95, ms": lambda of: f"{of.unloaded.p95:.0f}" + (f" (n={of.unloaded_count})" if of.unloaded_count else ""),
         f"deadline, {report.deadline_factor:g} times that, ms": lambda of: f"{of.deadline_ms:.0f}",
         "capacity (under 1 % refused) before and after the overload, pictures/s": lambda of: ", ".join(
             f"{each:.2f}" for each in of.capacity
         ),
+        "length of a try at a rate in the search for it, s / in deadlines": lambda of: f"{of.probe_seconds:.0f} / {_deadlines(of)}",
         f"overload: offered for {first.seconds:.0f} s, requests/s": lambda of: f"{of.offered:.1f}",
         "overload: goodput, pictures/s": lambda of: f"{of.goodput:.2f}",
         "overload: goodput, megapixels/s": lambda of: _known(of.goodput_megapixels),
@@ -135,6 +136,10 @@ def load(report: LoadReport) -> Table:
     for label, cells in load_lines(report):
         made.add_row(label, *cells)
     return made
+
+
+def _deadlines(of: Operation) -> str:
+    return f"{1000 * of.probe_seconds / of.deadline_ms:.0f}" if of.deadline_ms else "-"
 
 
 def _known(value: float | None) -> str:

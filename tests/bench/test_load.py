@@ -1,5 +1,6 @@
 """The load generator against a server made up for the purpose."""
 
+import asyncio
 import itertools
 import json
 import subprocess
@@ -8,10 +9,12 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from service.bench.load import Load, Outcome, batches, batches_of, mixed_pictures, pixels_of, stages, timeline
+from service.bench import load as load_module
+from service.bench.load import PROBE_DEADLINES, Load, Outcome, batches, batches_of, length, mixed_pictures, pixels_of, stages, timeline
 from service.bench.results import Percentiles
 from service.bench.serving import Server
 from service.engine.engine import Engine
@@ -108,6 +111,51 @@ def test_capacity_is_what_is_served_of_what_was_to_be_sent(lost: str, stub: Stub
 
     monkeypatch.setattr(Load, "run", run)
     assert 9 < load(stub, tmp_path).capacity("compress", 13, 20, 500) <= 10.1
+
+
+@pytest.mark.parametrize(("guess", "tried"), [(13.0, 5), (10.5, 3), (9.0, 4)])
+def test_no_rate_is_tried_twice(guess: float, tried: int, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def run(_: Load, operation: str, rate: float, seconds: float, deadline_ms: float) -> Outcome:
+        rates.append(rate)
+        told = {"accepted": 100, "refused": 0 if rate < 10.1 else 5, "failed": 0, "dropped": 0}
+        return Outcome(**told, lawless=0, latency=NONE, refusal=NONE, timeline=[])
+
+    monkeypatch.setattr(Load, "run", run)
+    found = load(stub, tmp_path).capacity("compress", guess, 20, 500)
+    assert found == max(rate for rate in rates if rate < 10.1)
+    assert len(rates) == tried
+    assert all(right > 1.02 * left for left, right in itertools.pairwise(sorted(rates)))
+
+
+@pytest.mark.parametrize("deadline_ms", [1600, 2800])
+def test_a_queue_cannot_pass_for_capacity(deadline_ms: float, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of ten a second that is asked for more refuses nobody until pictures of one deadline wait."""
+    probe = length(PROBE_DEADLINES * deadline_ms / 1000, 15, 60)
+
+    def run(_: Load, operation: str, rate: float, seconds: float, deadline_ms: float) -> Outcome:
+        sent = rate * seconds
+        accepted = min(sent, 10 * (seconds + deadline_ms / 1000))
+        told = {"accepted": round(accepted), "refused": round(sent - accepted), "failed": 0, "dropped": 0}
+        return Outcome(**told, lawless=0, latency=NONE, refusal=NONE, timeline=[])
+
+    monkeypatch.setattr(Load, "run", run)
+    assert 9.5 < load(stub, tmp_path).capacity("compress", 9.7, probe, deadline_ms) < 10.7
+
+
+def test_the_bare_loop_is_counted_while_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two a second, the first one late, the last one after the time."""
+    now = 0.0
+
+    async def call(number: int) -> None:
+        nonlocal now
+        now += 1.25 if number == 0 else 0.5
+
+    monkeypatch.setattr(load_module, "time", SimpleNamespace(monotonic=lambda: now))
+    assert asyncio.run(load_module._closed(call, 1, 8)) == 2
+    now = 0.0
+    assert asyncio.run(load_module._closed(call, 1, 1)) == 1 / 1.25, "one call takes longer than there is time"
 
 
 def test_a_load_of_which_nothing_came_back_is_not_served() -> None:
