@@ -30,6 +30,12 @@ from service.pipeline import Compressed, Pipeline, open_pipeline
 from service.settings import Settings
 
 REFERENCE_PIXELS = 512 * 512
+RENDERS = {
+    OURS: RenderOptions("png"),
+    f"{OURS}, steps=0": RenderOptions("png", 0),
+    f"{OURS}, as WebP": RenderOptions("webp"),
+}
+"""of one blob; the last is what a browser gets, written with loss once more"""
 SIZES = (1600, 2500, 5089, 12000, 24000)
 """bytes of a 512x512 picture; 5,089 is the article's"""
 SHOWN_SIZE = 5089
@@ -71,7 +77,7 @@ def in_proportion(size: int, pixels: Plane) -> int:
 async def ours(pipeline: Pipeline, pixels: Plane, max_bytes: int, steps: int | None) -> tuple[int, Plane]:
     """Size of the blob, and the pixels of one render of it."""
     compressed, _ = await _compress(pipeline, source.as_png(pixels), max_bytes)
-    shown, _ = await _render(pipeline, compressed, steps)
+    shown, _ = await _render(pipeline, compressed, RenderOptions("png", steps))
     return len(compressed.content), shown
 
 
@@ -82,10 +88,10 @@ async def _compress(pipeline: Pipeline, content: bytes, max_bytes: int) -> tuple
     return compressed, 1000 * (time.perf_counter() - started - compressed.seconds["open"])
 
 
-async def _render(pipeline: Pipeline, compressed: Compressed, steps: int | None) -> tuple[Plane, float]:
-    """Pixels, and the ms from file to pixels: without writing them."""
+async def _render(pipeline: Pipeline, compressed: Compressed, options: RenderOptions) -> tuple[Plane, float]:
+    """Pixels as delivered, and the ms from file to pixels: without writing them."""
     started = time.perf_counter()
-    rendered = await pipeline.render(compressed.content, RenderOptions("png", steps))
+    rendered = await pipeline.render(compressed.content, options)
     seconds = time.perf_counter() - started - rendered.seconds["write"]
     return np.asarray(Image.open(io.BytesIO(rendered.content))), 1000 * seconds
 
@@ -136,7 +142,7 @@ class Bench:
         self.rivals: list[tuple[str, str, float | None]] = [(name, name, None) for name in RIVALS]
         if terms.handicap:
             self.rivals += [(f"{name}, {factor - 1:+.0%}", name, factor) for name, factor in HANDICAP.items()]
-        self.codecs = [OURS, f"{OURS}, steps=0", *(label for label, _, _ in self.rivals), *([SHRUNK] if terms.shrunk else [])]
+        self.codecs = [*RENDERS, *(label for label, _, _ in self.rivals), *([SHRUNK] if terms.shrunk else [])]
         self.shown_size = min(terms.sizes, key=lambda size: abs(size - SHOWN_SIZE))
         self.gallery = Gallery(terms.shown)
         self.rows: list[Row] = []
@@ -163,8 +169,8 @@ class Bench:
             rows[codec] = _row(name, codec, size, taken, quality, encode_ms, decode_ms)
             planes[codec] = shown
 
-        for codec, steps in zip(self.codecs[:2], (None, 0), strict=True):
-            shown, decode_ms = await _render(self.pipeline, compressed, steps)
+        for codec, options in RENDERS.items():
+            shown, decode_ms = await _render(self.pipeline, compressed, options)
             await note(codec, mine, shown, encode_ms, decode_ms)
         for codec, rival, factor in self.rivals:
             wanted = mine if factor is None else round(allowed * factor)

@@ -14,14 +14,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import skimage.data
+from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
 from service.bench import curves, rd, report, tables
-from service.bench.results import METRICS, LoadReport, RateReport, Refusal, Second, of, summaries
+from service.bench.results import METRICS, LoadReport, RateReport, Refusal, Row, Second, of, summaries
+from service.comparison.metrics import psnr
 from service.errors import BadParameter, SizeUnreachable
-from service.options import CompressOptions
-from service.pipeline import Pipeline
+from service.options import CompressOptions, RenderOptions
+from service.pipeline import Pipeline, open_pipeline
 from service.settings import Settings
 from tests.bench.made_up import load_report, rate_report
 from tests.conftest import make_picture, png
@@ -116,6 +118,27 @@ def test_every_picture_codec_and_size_has_its_row(found: RateReport) -> None:
             assert mine.bytes <= round(size * 176 * 176 / rd.REFERENCE_PIXELS) <= 2 * rival.bytes
             assert rival.bytes >= mine.bytes
             assert mine.encode_ms > 0 and mine.decode_ms > 0 and rival.encode_ms > 0 and rival.decode_ms > 0
+
+
+def test_what_a_browser_gets_is_measured_as_it_is_delivered(small_model: Path, tmp_path: Path) -> None:
+    """The same blob as the default render; the file that a browser gets is lossy, and its loss is counted."""
+    pixels = np.ascontiguousarray(skimage.data.chelsea()[:176, :176])
+    settings = Settings(model=small_model, store_url=f"file://{tmp_path}/store", dtype="float32")
+
+    async def main() -> tuple[list[Row], float]:
+        async with open_pipeline(settings, warm=False) as pipeline:
+            bench = rd.Bench(pipeline, rd.Terms(Path("x"), (9000,)))
+            await bench.picture("a", pixels, lambda: None)
+            blob = await pipeline.compress(png(pixels), CompressOptions(max_bytes=rd.in_proportion(9000, pixels)))
+            delivered = await pipeline.render(blob.content, RenderOptions())
+            assert Image.open(io.BytesIO(delivered.content)).format == "WEBP"
+            return bench.rows, psnr(pixels, np.asarray(Image.open(io.BytesIO(delivered.content))))
+
+    rows, expected = asyncio.run(main())
+    (lossless,), (webp,) = ([row for row in rows if row.codec == codec] for codec in ("sdc", "sdc, as WebP"))
+    assert webp.psnr == pytest.approx(expected, abs=1e-3)
+    assert webp.psnr != lossless.psnr
+    assert webp.bytes == lossless.bytes
 
 
 class Stubborn:
@@ -214,7 +237,7 @@ def test_the_curves_are_those_of_the_json(found: RateReport) -> None:
     for metric in METRICS:
         (axes,) = curves.figure(found, metric).axes
         drawn = {line.get_label(): np.asarray(line.get_xydata()) for line in axes.lines}
-        assert list(drawn) == found.codecs
+        assert list(drawn) == ["sdc", "sdc, steps=0", "JPEG", "WebP", "AVIF"], "as WebP is in the tables only"
         for codec, points in drawn.items():
             expected = [
                 (np.mean([8 * row.bytes / 176**2 for row in rows]), np.mean([getattr(row, metric) for row in rows]))
