@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from service.bench import curves, rd, report, tables
-from service.bench.results import METRICS, LoadReport, RateReport, Refusal, Row, Second, of, summaries
+from service.bench.results import METRICS, LoadReport, RateReport, Refusal, Row, Second, Summary, of, summaries
 from service.comparison.metrics import psnr
 from service.errors import BadParameter, SizeUnreachable
 from service.options import CompressOptions, RenderOptions
@@ -231,6 +231,41 @@ def test_the_reports_in_the_documents_are_of_this_schema_and_say_what_their_json
     page = Page((DOCUMENTED / folder / report.HTML).read_text())
     check(page)
     assert sum(path.stat().st_size for path in (DOCUMENTED / folder).iterdir()) < 2_000_000
+
+
+ROOT = DOCUMENTED.parents[1]
+
+
+def _rounded(written: str) -> tuple[str, int]:
+    """A figure as the documents write it, `.9386` or `0.9386` or `5,021`, and its digits behind the point."""
+    digits = len(written.partition(".")[2])
+    return f"{float(written.replace(',', '')):.{digits}f}", digits
+
+
+@pytest.mark.parametrize("document", ["README.md", "service/models/bundled/MODEL_CARD.md"])
+def test_the_tables_of_kodak_say_what_the_report_says(document: str) -> None:
+    """Tables whose head begins with a size in bytes; each has the means, or `mean (median; worst)`, and on how many sdc is better."""
+    documented = RateReport.model_validate_json((DOCUMENTED / "rd" / report.JSON).read_bytes())
+    at: dict[str, Summary] = {}
+    checked = 0
+    for line in (ROOT / document).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if head := re.match(r"\| ([\d,]+) B \| bytes \|", line):
+            at = {each.codec: each for each in summaries(documented, int(head[1].replace(",", "")))}
+        elif not line.startswith("|"):
+            at = {}
+        elif at and not line.startswith("|---"):
+            found = at[re.sub("[*`]", "", cells[0])]
+            figures = [[found.bytes["mean"]], *zip(*found.qualities.values(), strict=True)]
+            for cell, expected in zip(cells[1:6], figures, strict=True):
+                numbers = [_rounded(number) for number in re.findall(r"-?[\d,]*\.?\d+", cell)]
+                right = [f"{value:.{digits}f}" for value, (_, digits) in zip(expected, numbers, strict=False)]
+                assert len(numbers) in (1, len(expected))
+                assert [number for number, _ in numbers] == right, f"{document}: {line}: {cell} should be {right}"
+            wins = [int(count) for count in re.findall(r"\d+", cells[6].partition(" of ")[0])]
+            assert wins == (found.wins or []), f"{document}: {line}: better on {found.wins}"
+            checked += 1
+    assert checked >= 5
 
 
 def test_the_curves_are_those_of_the_json(found: RateReport) -> None:
