@@ -99,12 +99,16 @@ def bench_scale(
 
 
 @app.command("speed")
-def bench_speed(images: Images, model: Model = None) -> None:
+def bench_speed(
+    images: Images,
+    every: Annotated[int, typer.Option(min=1, help="Of the pictures by name, the first and every so many from there.")] = 1,
+    model: Model = None,
+) -> None:
     """One picture at a time, 512x512: compress and cold render against one AVIF encode of the same size."""
     with _errors_told():
         from service.bench import speed
 
-        speed.main(settings_of(model), images, out)
+        speed.main(settings_of(model), images, every, out)
 
 
 @app.command("load")

@@ -44,12 +44,16 @@ def test_where_nothing_can_be_written_nothing_is_computed(settings: Settings, tm
 
 def test_each_number_format_is_measured_once(settings: Settings, tmp_path: Path, photo: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """``auto`` is fp32 on a processor without bf16, and given so it is fp32 everywhere."""
-    (tmp_path / "a.png").write_bytes(png(np.tile(photo, (3, 2, 1))[:600, :600]))
+    large = np.tile(photo, (3, 2, 1))
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(large[number : 513 + number, :513]))
     seen: list[str] = []
+    taken: set[bytes] = set()
 
     async def one(pipeline: Pipeline, pixels: Plane, rows: dict[str, list[float]]) -> None:
         dtype = str(pipeline.engine.dtype).removeprefix("torch.")
         seen.append(dtype)
+        taken.add(pixels.tobytes())
         for label, ms in (
             (f"compress, quality=50, {dtype}", 2.0),
             (f"{speed.REFERENCE}, beside {dtype}", 4.0 if dtype == "float32" else 8.0),
@@ -61,8 +65,9 @@ def test_each_number_format_is_measured_once(settings: Settings, tmp_path: Path,
         seen.clear()
         monkeypatch.setattr("service.engine.engine.pick_dtype", lambda device, wanted: DTYPES.get(wanted, DTYPES["float32"]))
         out = Console(file=io.StringIO(), width=200)
-        speed.main(settings.model_copy(update={"dtype": dtype}), tmp_path, out)
-        assert {each: seen.count(each) for each in seen} == dict.fromkeys(expected, speed.ROUNDS)
+        speed.main(settings.model_copy(update={"dtype": dtype}), tmp_path, 3, out)
+        assert {each: seen.count(each) for each in seen} == dict.fromkeys(expected, 2 * speed.ROUNDS)
+        assert taken == {large[number : 512 + number, :512].tobytes() for number in (0, 3)}, "every third picture"
         printed = out.file.getvalue()  # type: ignore[attr-defined]
         assert ("0.25" in printed) == (dtype == "bfloat16") and "0.50" in printed
 
