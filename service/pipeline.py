@@ -227,7 +227,7 @@ class Pipeline:
         stages = Stages()
         with stages.timed("header"):
             # not on the processor's threads: who is to be refused should hear it without waiting in their row
-            width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels, container.LARGEST_SIDE)
+            width, height = await asyncio.to_thread(picture_size, source, self.settings.max_pixels)
         lane = lane or ("interactive" if width * height <= SMALL_PIXELS else "bulk")
         manifest, scale = self.engine.manifest, WHOLE_SCALE
         if options.max_bytes is not None and options.method == "latent":
@@ -260,7 +260,7 @@ class Pipeline:
 
     def _open(self, source: bytes, scale: int) -> tuple[Picture, bool, Plane, Glance]:
         """The picture, whether it is grey, what the network shall see of it, and a first look at it."""
-        picture = open_picture(source, self.settings.max_pixels, container.LARGEST_SIDE)
+        picture = open_picture(source, self.settings.max_pixels)
         return picture, picture.grey, self._padded(picture, scale), glance(picture)
 
     def _padded(self, picture: Picture, scale: int) -> Plane:

@@ -17,7 +17,7 @@ from service.codec.coders import Coders
 from service.codec.container import ALPHA, GROUND, Blob, Tiling
 from service.engine.engine import Finish
 from service.errors import BadParameter, CorruptBlob
-from service.imaging.picture import Picture
+from service.imaging.picture import LARGEST_SIDE, Picture
 from service.imaging.resizing import Box
 from service.imaging.writing import write_alpha, write_picture
 from service.manifest import TilingRule
@@ -35,6 +35,10 @@ def run(settings: Settings, scenario: Callable[[Pipeline], Awaitable[Result]]) -
             return await scenario(pipeline)
 
     return asyncio.run(main())
+
+
+def test_what_can_be_opened_can_be_written() -> None:
+    assert LARGEST_SIDE <= container.LARGEST_SIDE
 
 
 def test_processes_for_coding_give_the_same_bytes(settings: Settings) -> None:

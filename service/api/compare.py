@@ -22,8 +22,7 @@ from pydantic import BaseModel, Field
 from service.api.access import Quota
 from service.api.negotiation import BLOB_TYPE
 from service.api.pictures import BAD_INPUT
-from service.api.schemas import DIGITS, Problem
-from service.api.schemas import Query as StrictQuery
+from service.api.schemas import Problem, RateQuery
 from service.api.services import (
     BODY_DOCUMENTATION,
     STRICT,
@@ -116,15 +115,6 @@ async def _comparisons(request: Request, services: InjectedServices) -> Comparis
     return comparisons
 
 
-class CompareQuery(StrictQuery):
-    max_bytes: Annotated[int, Field(ge=32, le=1 << 30), DIGITS] | None = Field(
-        None, description="Bytes of the `.sdc` at most, or the reply is 422."
-    )
-    quality: Annotated[int, Field(ge=0, le=100), DIGITS] | None = Field(
-        None, description="0 to 100, instead of max_bytes; 50 when neither is given."
-    )
-
-
 class Figures(BaseModel):
     """How near to the original; null where it was not measured, and `notes` say why."""
 
@@ -168,7 +158,7 @@ class Comparison(BaseModel):
 )
 async def compare(
     request: Request,
-    query: Annotated[CompareQuery, Query()],
+    query: Annotated[RateQuery, Query()],
     services: InjectedServices,
     comparisons: Annotated[Comparisons, Depends(_comparisons)],
     deadline: Deadline,

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from service.api.problems import PROBLEM_TYPE
@@ -36,13 +35,11 @@ def install(app: FastAPI) -> None:
         page = get_swagger_ui_html(openapi_url="/openapi.json", title=f"{app.title} {app.version}")
         return HTMLResponse(bytes(page.body).replace(PLACE, PLACE + UNTIL_THEN))
 
+    theirs = app.openapi
+
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _mended(
-                get_openapi(
-                    title=app.title, version=app.version, summary=app.summary, routes=app.routes, separate_input_output_schemas=False
-                )
-            )
+            app.openapi_schema = _mended(theirs())
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

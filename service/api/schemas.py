@@ -14,7 +14,7 @@ from service.codec.methods import Method
 from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX, Box, Fit
 from service.imaging.writing import DEFAULT_QUALITY
-from service.options import MOST_STEPS, parse_steps
+from service.options import MOST_STEPS, SMALLEST_MAX_BYTES, parse_steps
 from service.storage.keeping import TAG_PATTERN
 
 
@@ -66,13 +66,18 @@ Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 TAG_FIELD: Any = Field(None, description="A purge tag of your own: renders carry it beside the id.  No part of the id.")
 
 
-class CompressQuery(Query):
-    max_bytes: Annotated[int, Field(ge=32, le=1 << 30), DIGITS] | None = Field(
+class RateQuery(Query):
+    """What decides on the size of a file."""
+
+    max_bytes: Annotated[int, Field(ge=SMALLEST_MAX_BYTES, le=1 << 30), DIGITS] | None = Field(
         None, description="Bytes of the whole file at most, or the reply is 422."
     )
     quality: Annotated[int, Field(ge=0, le=100), DIGITS] | None = Field(
         None, description="0 to 100, instead of max_bytes; 50 when neither is given."
     )
+
+
+class CompressQuery(RateQuery):
     method: Method = Field(
         "latent", description="Coding method; `palette` is that of Bühlmann's article, for models whose latent has four channels, else 422."
     )

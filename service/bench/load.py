@@ -32,6 +32,7 @@ from rich.console import Console
 
 from service.bench import report as written
 from service.bench import tables
+from service.bench.fleet.promql import quantile
 from service.bench.pictures import machine
 from service.bench.results import HungUp, LoadReport, Operation, Percentiles, Second, Stage, about
 from service.bench.serving import Server, serving
@@ -304,7 +305,7 @@ def stages(grown: dict[str, float]) -> list[Stage]:
     for name in names:
         count = grown[f"{prefix}{name}}}"]
         mean = 1000 * grown[f"sdc_stage_seconds_sum{{stage={name}}}"] / count
-        p95 = 1000 * quantile(buckets(grown, "sdc_stage_seconds", f"stage={name}"), 0.95)
+        p95 = 1000 * quantile(0.95, buckets(grown, "sdc_stage_seconds", f"stage={name}"))
         found.append(Stage(name=name, count=round(count), mean_ms=round(max(0.0, mean), 3), p95_ms=round(p95, 3)))
     return sorted(found, key=lambda stage: -stage.mean_ms)
 
@@ -314,16 +315,6 @@ def buckets(grown: dict[str, float], histogram: str, label: str) -> list[tuple[f
     prefix, suffix = f"{histogram}_bucket{{le=", f",{label}}}"
     pairs = [(name.removeprefix(prefix), count) for name, count in grown.items() if name.startswith(prefix) and name.endswith(suffix)]
     return sorted((float(name.removesuffix(suffix)), count) for name, count in pairs)
-
-
-def quantile(pairs: list[tuple[float, float]], share: float) -> float:
-    """As Prometheus' histogram_quantile: linear inside a bucket; the greatest finite bound for what lies beyond it."""
-    wanted, lower, below = share * pairs[-1][1], 0.0, 0.0
-    for bound, count in pairs:
-        if count >= wanted and count > below:
-            return lower if math.isinf(bound) else lower + (bound - lower) * (wanted - below) / (count - below)
-        lower, below = bound, count
-    return lower
 
 
 async def hang_up(server: Server, jobs: list[Job], count: int, per_second: float) -> None:

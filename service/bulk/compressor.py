@@ -21,7 +21,6 @@ from service.batching.shared import SharedRuns
 from service.bulk.room import Room
 from service.bulk.rows import UNKNOWN, Columns, Row, Source, sources_of, to_columns
 from service.bulk.sources import Reader
-from service.codec import container
 from service.errors import BadParameter, CorruptBlob, DeviceFailed, Gone, NotABlob, SdcError, StoreUnavailable, TooManyBytes
 from service.imaging.opening import picture_size
 from service.options import CompressOptions
@@ -194,7 +193,7 @@ class Compressor:
 
     async def _made(self, content: bytes) -> Compressed:
         settings = self._job.settings
-        width, height = await asyncio.to_thread(picture_size, content, settings.max_pixels, container.LARGEST_SIDE)
+        width, height = await asyncio.to_thread(picture_size, content, settings.max_pixels)
         async with self._pixels.taken(width * height):
             return await self._pipeline.compress(content, self._job.options, "bulk")
 

@@ -40,7 +40,6 @@ def compress(
     model: Model = None,
 ) -> None:
     """Photos to .sdc files, without a server.  The bytes are those that POST /compress makes on the same machine."""
-    from service.codec.container import LARGEST_SIDE
     from service.imaging.opening import picture_size
 
     settings = settings_of(model)
@@ -48,7 +47,7 @@ def compress(
         options = _compress_options(method, max_bytes, quality, dither)
 
     def pixels(content: bytes) -> int:
-        return math.prod(picture_size(content, settings.max_pixels, LARGEST_SIDE))
+        return math.prod(picture_size(content, settings.max_pixels))
 
     async def one(pipeline: Pipeline, content: bytes) -> bytes:
         return (await pipeline.compress(content, options)).content

@@ -46,7 +46,7 @@ def named_as_photograph(name: str) -> bool:
     return not name.startswith(".") and PurePath(name).suffix.lower() in SUFFIXES
 
 
-def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) -> Picture:
+def open_picture(content: bytes, max_pixels: int) -> Picture:
     """Decode, turn upright, convert to 8-bit sRGB and drop all metadata.
 
     16-bit samples are reduced to 8; an embedded ICC profile is converted from (one that cannot be read is ignored); CMYK and palettes
@@ -58,20 +58,20 @@ def open_picture(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) 
         AnimatedPicture: more than one frame.
         UndecodablePicture: truncated, damaged, or made to take far more time or memory than its pixels do.
     """
-    with _damage_told(), _read_header(content, max_pixels, max_side) as image:
+    with _damage_told(), _read_header(content, max_pixels) as image:
         image.load()
         if image.format == "PNG":
             _scale_transparency(image, depth=content[24])
         return _to_picture(image)
 
 
-def picture_size(content: bytes, max_pixels: int, max_side: int = LARGEST_SIDE) -> tuple[int, int]:
+def picture_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height as stored (not yet turned upright), from the header alone; raises what ``open_picture`` raises for a header."""
-    with _damage_told(), _read_header(content, max_pixels, max_side) as image:
+    with _damage_told(), _read_header(content, max_pixels) as image:
         return image.size
 
 
-def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
+def _read_header(content: bytes, max_pixels: int) -> Image.Image:
     require_few_pieces(content)
     image = Image.open(io.BytesIO(content), formats=ACCEPTED)
     # JPEGs with a second picture for other displays ("MPO", phones write them) are photographs: the first frame is the photo.
@@ -80,8 +80,8 @@ def _read_header(content: bytes, max_pixels: int, max_side: int) -> Image.Image:
         raise AnimatedPicture("the picture has more than one frame: send a single one")
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"the picture has {image.width * image.height:,} pixels; at most {max_pixels:,} are accepted", max_pixels)
-    if max(image.size) > max_side:
-        raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {max_side:,} pixels")
+    if max(image.size) > LARGEST_SIDE:
+        raise TooManyPixels(f"the picture is {image.width}x{image.height}; a side has at most {LARGEST_SIDE:,} pixels")
     require_cheap(image, content)
     return image
 

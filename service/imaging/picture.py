@@ -10,7 +10,7 @@ from PIL import Image
 
 Plane = npt.NDArray[np.uint8]
 LARGEST_SIDE = 65535
-"""pixels; what JPEG can say of itself, and more than any photograph needs"""
+"""pixels; what JPEG and the container can say of themselves, and more than any photograph needs"""
 
 
 @dataclass(frozen=True)

@@ -251,10 +251,14 @@ def _quantiles(share: Value, buckets: Mapping[Labels, float]) -> Vector:
     for labels, count in buckets.items():
         bound = float(dict(labels)["le"])
         histograms[frozenset(each for each in labels if each[0] != "le")].append((bound, count))
-    return {labels: _quantile(share, sorted(rows)) for labels, rows in histograms.items()}
+    return {labels: quantile(share, sorted(rows)) for labels, rows in histograms.items()}
 
 
-def _quantile(share: float, rows: list[tuple[float, float]]) -> float:
+def quantile(share: float, rows: list[tuple[float, float]]) -> float:
+    """As Prometheus' histogram_quantile: linear inside a bucket, the greatest finite bound for what lies beyond it, NaN of nothing.
+
+    ``rows`` are upper bounds, rising, and how many were no greater.
+    """
     total = rows[-1][1]
     if not total:
         return math.nan
