@@ -113,13 +113,13 @@ def empty_prompt(checkpoint: Path) -> torch.Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
         folder = checkpoint / "text_encoder"
-        encoder: Any
-        encoder, loading = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **_variant(folder)
         )
     except Exception as error:  # the tokenizer's Rust has no class of its own for a damaged file
         raise BadModel(f"{checkpoint}: tokenizer or text encoder cannot be loaded: {error}") from error
-    check_complete(folder, loading)
+    encoder, told = loaded
+    check_complete(folder, told)
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)  # a tokenizer need not know
     words = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def empty_prompt(checkpoint: Path) -> torch.Tensor:
 def _configuration(folder: Path, classes: dict[str, Any]) -> dict[str, Any]:
     """What a network is made with, its class's defaults included; raises BadModel."""
     defaults = {name: each.default for name, each in inspect.signature(network_class(folder, classes)).parameters.items()}
-    return defaults | json.loads((folder / "config.json").read_text())
+    return {**defaults, **json.loads((folder / "config.json").read_text())}
 
 
 def _network(folder: Path, classes: dict[str, Any]) -> Any:
