@@ -18,6 +18,7 @@ from service.bench.load import PROBE_DEADLINES, Load, Outcome, batches, batches_
 from service.bench.results import Percentiles
 from service.bench.serving import Server
 from service.engine.engine import Engine
+from service.settings import Settings
 
 NONE = Percentiles(median=0, p95=0, p99=0)
 
@@ -142,6 +143,35 @@ def test_a_queue_cannot_pass_for_capacity(deadline_ms: float, stub: Stub, tmp_pa
 
     monkeypatch.setattr(Load, "run", run)
     assert 9.5 < load(stub, tmp_path).capacity("compress", 9.7, probe, deadline_ms) < 10.7
+
+
+@pytest.mark.parametrize(("bare", "calm_seconds", "probe"), [(10.0, 50, 32), (1.0, 120, 60), (100.0, 15, 15)])
+def test_the_parts_are_as_long_as_they_must_be(
+    bare: float, calm_seconds: float, probe: float, stub: Stub, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred unloaded requests and twenty deadlines, but no more than a slow machine has time for, and no less than a part."""
+    runs: list[tuple[float, float]] = []
+    p95 = 3200 / bare  # a deadline of 1.6 s where ten a second are made
+
+    def run(_: Load, operation: str, rate: float, seconds: float, deadline_ms: float = 0) -> Outcome:
+        runs.append((rate, seconds))
+        latency = Percentiles(median=p95 / 2, p95=p95, p99=p95)
+        served = {"accepted": round(rate * seconds), "refused": 0, "failed": 0, "dropped": 0}
+        return Outcome(**served, lawless=0, latency=latency, refusal=NONE, timeline=[])
+
+    async def bare_loop(*_: object, **__: object) -> dict[str, dict[int, float]]:
+        return {"render": {1: bare}}
+
+    for name, value in {"run": run, "throughput": lambda *_: bare}.items():
+        monkeypatch.setattr(Load, name, value)
+    monkeypatch.setattr(load_module, "bare_loop", bare_loop)
+    monkeypatch.setattr(load_module, "time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(Server, "metrics", lambda _: {"process_resident_memory_bytes": 1.0})
+    found = load_module._measure(load(stub, tmp_path), settings, "render", {1: bare}, {1: bare}, 60, 15)
+    assert runs[0] == pytest.approx((0.2 * bare, calm_seconds))
+    assert found.unloaded_count == round(0.2 * bare * calm_seconds)
+    assert found.probe_seconds == pytest.approx(probe)
+    assert {seconds for rate, seconds in runs[1:] if rate != found.offered} == {found.probe_seconds}
 
 
 def test_the_bare_loop_is_counted_while_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
