@@ -37,8 +37,8 @@ GROUND_OF_256: Final = (1, 231, 139, 138, 11, 215, 228, 253, 5, 18, 4, 237, 46, 
 COLOUR_BYTES: Final = 3
 SECTION_BITS: Final = 8 * COLOUR_BYTES + 24
 """of the colour and of an entry in the file's table"""
-SAVED_BITS: Final = 2
-"""by each position that is left out, at least; 3.5 to 40 from the coarsest of the bundled model's rate points to the finest"""
+SAVED_BITS: Final = 5
+"""by each position that is left out; 3.5 to 40 from the coarsest of the bundled model's rate points to the finest"""
 
 _COUNTS = np.array([(TOTAL - 256 * likely, 256 * likely) for likely in GROUND_OF_256])
 _PROBABILITIES = _COUNTS / float(TOTAL)

@@ -72,7 +72,7 @@ def test_it_is_sent_where_that_pays() -> None:
     assert worth_sending(disc(30, 20), white) is not None
     assert worth_sending(np.zeros((30, 30), bool), white) is None
     few = np.zeros((30, 60), bool)
-    few[:3, :25] = True  # two rows of 24 inside
+    few[:3, :17] = True  # two rows of 16 inside
     assert worth_sending(few, white) is not None
     few[2] = False
     assert worth_sending(few, white) is None
