@@ -115,24 +115,27 @@ class Access:
         ]
         self._closed: dict[Scope, bool] = {"compress": bool(settings.api_keys), "render": self.signer.on, "admin": True}
 
-    def require(self, scope: Scope, authorization: str | None) -> None:
+    def require(self, scope: Scope, authorization: str | None, signable: bool = False) -> None:
         """Let a request through, and count it; raises Unauthorized, Forbidden or QuotaExceeded.
 
         Args:
             scope: what it wants to do.
             authorization: the header of that name.
+            signable: whether a signature of its address would do instead of a key.
         """
         holder = self._holder(authorization)
         if holder is not None and holder.quota is not None:
             holder.quota.take()
         if not self._closed[scope] or (holder is not None and scope in holder.scopes):
             return
+        unsigned = "this address has no signature (the links of a compress reply have one, `sdc sign` makes one), and " if signable else ""
         if holder is not None:
-            raise Forbidden(f"the key '{holder.name}' has not the scope '{scope}'")
+            raise Forbidden(f"{unsigned}the key '{holder.name}' has not the scope '{scope}'")
         if not any(scope in each.scopes for each in self._holders):
-            raise Forbidden(f"nobody has a key with the scope '{scope}': set SDC_ADMIN_KEY or SDC_API_KEYS")
+            where = "SDC_ADMIN_KEY or SDC_API_KEYS" if scope == "admin" else "SDC_API_KEYS"
+            raise Forbidden(f"{unsigned}nobody has a key with the scope '{scope}': set {where}")
         offered = "the key is not known here" if authorization else "no key was sent"
-        raise Unauthorized(f"{offered}: this needs one with the scope '{scope}', as Authorization: Bearer KEY")
+        raise Unauthorized(f"{unsigned}{offered}: this needs one with the scope '{scope}', as Authorization: Bearer KEY")
 
     @property
     def keepers(self) -> str:

@@ -188,5 +188,5 @@ def _permitted(address: Address, access: Access, authorization: str | None) -> t
     if signer.on and query.sig is not None:
         canonical, left = signer.check(address.canonical, query.expires, query.key, query.sig)
         return canonical, lambda seconds: f"public, max-age={min(seconds, left)}"
-    access.require("render", authorization)
+    access.require("render", authorization, signable=True)
     return address.canonical, lambda seconds: f"{access.keepers}, max-age={seconds}"

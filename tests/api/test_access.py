@@ -6,10 +6,10 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from service.api.access import Quota, Signer
+from service.api.access import Access, Quota, Signer
 from service.app import create_app
-from service.errors import BadSignature, QuotaExceeded, SignatureExpired
-from service.settings import Settings
+from service.errors import BadSignature, Forbidden, QuotaExceeded, SignatureExpired
+from service.settings import ApiKey, Scope, Settings
 from tests.conftest import make_picture, png
 
 PHOTO = png(make_picture(40, 50, 4))
@@ -85,6 +85,29 @@ def test_scopes(client: TestClient, links: dict[str, str], method: str, path: st
 def test_a_key_that_nobody_has(client: TestClient, header: str) -> None:
     reply = client.post("/compress", content=PHOTO, headers={"authorization": header.encode()})
     assert (reply.status_code, reply.json()["type"]) == (401, "urn:sdc:problem:unauthorized")
+
+
+@pytest.mark.parametrize("key", [None, "shop", "wrong"])
+def test_who_has_no_key_for_a_render_hears_of_signatures(client: TestClient, links: dict[str, str], key: str | None) -> None:
+    """Where an address can carry one; of a blob none can."""
+    headers = {} if key is None else bearer(key) if key in KEYS else {"authorization": "Bearer wrong"}
+    assert "sdc sign" in client.get(f"{path_of(links)}.webp", headers=headers).json()["detail"]
+    refused = client.get(links["blob"], headers=headers).json()["detail"]
+    assert "'render'" in refused
+    assert "sign" not in refused
+
+
+@pytest.mark.parametrize(
+    ("scope", "advice"), [("render", "set SDC_API_KEYS"), ("compress", "set SDC_API_KEYS"), ("admin", "set SDC_ADMIN_KEY or SDC_API_KEYS")]
+)
+def test_a_scope_that_nobody_has(scope: Scope, advice: str) -> None:
+    """SDC_ADMIN_KEY opens nothing but the scope ``admin``."""
+    only: dict[Scope, Scope] = {"render": "compress", "compress": "render", "admin": "compress"}
+    key = ApiKey(secret=SecretStr("a secret of some length"), scopes=[only[scope]])
+    access = Access(Settings(api_keys={"one": key}, signing_keys={"k1": SecretStr(SIGNING["k1"])}))
+    with pytest.raises(Forbidden) as refused:
+        access.require(scope, None)
+    assert refused.value.detail.endswith(advice)
 
 
 def test_a_refused_body_is_not_read(client: TestClient) -> None:
