@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from service.bench.serving import serving
 from service.cli import app
+from service.commands import terminal
 from service.pipeline import Pipeline
 from service.settings import BUNDLED_MODEL
 from tests.conftest import Plane, make_picture, png
@@ -93,6 +94,19 @@ def test_many_files_and_a_bad_one(tmp_path: Path, photo_file: Path) -> None:
     output = sdc("compress", *files, "-o", tmp_path / "out", code=1)
     assert "bad.jpg" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.sdc", "more0.sdc", "more1.sdc", "more2.sdc"}
+
+
+def test_every_file_is_made_when_nobody_reads_what_is_said_of_them(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(png(make_picture(40, 50, index)))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody:
+        monkeypatch.setattr("service.commands.files.out", type(terminal.out)(file=nobody))
+        sdc("compress", *tmp_path.glob("*.png"), "-o", tmp_path / "out", "--model", small_model)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.sdc", "1.sdc", "2.sdc"}
 
 
 def test_photos_beyond_what_may_be_inside_at_once_wait(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,17 @@ from service.errors import SdcError, StoreUnavailable
 if TYPE_CHECKING:
     from service.settings import Settings
 
-out, err = Console(), Console(stderr=True)
+
+class Lasting(Console):
+    """Goes on when nobody reads what it prints any more (`| head`): lines are lost, and not the files that were still to be made."""
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
+out, err = Lasting(), Lasting(stderr=True)
 
 Model = Annotated[Path | None, typer.Option(help="Model folder, or name of an installed model; default SDC_MODEL or the bundled one.")]
 Files = Annotated[list[Path], typer.Argument(help="Files to work on.", exists=True, dir_okay=False)]
