@@ -5,7 +5,7 @@ import { bytesOf, curlLine, fillFigures, fillStages, label, number, summary } fr
 import { Viewer } from './viewer.js';
 
 const $ = (id) => document.getElementById(id);
-const USUAL_BPP = 0.155, LEAST_BPP = 0.03, MOST_BPP = 1.5;
+const USUAL_BPP = 0.155, LEAST_BPP = 0.03, MOST_BPP = 1.5, LEAST_BYTES = 200;
 const PAUSE_MS = 400;
 
 let photo = null; // {file, name, url, width, height, scaled}; url is null where this browser cannot show it
@@ -28,7 +28,7 @@ async function choose(file, name, scaled = false) {
     Object.assign(photo, { url: URL.createObjectURL(file), width: bitmap.width, height: bitmap.height });
     bitmap.close();
     $('size').disabled = false;
-    setBytes(Math.round((photo.width * photo.height * USUAL_BPP) / 8));
+    setBytes(Math.round(Math.max(LEAST_BYTES, bytesAt(USUAL_BPP))));
   } catch { // the service says what is wrong with it, or knows the type that this browser does not
     $('size').disabled = true;
   }
@@ -49,7 +49,8 @@ async function scaleDown(maxPixels) {
 
 // -- its size
 
-const range = () => [LEAST_BPP, MOST_BPP].map((bpp) => Math.max(200, (bpp * photo.width * photo.height) / 8));
+const bytesAt = (bpp) => (bpp * photo.width * photo.height) / 8;
+const range = () => [Math.max(LEAST_BYTES, bytesAt(LEAST_BPP)), Math.max(4 * LEAST_BYTES, bytesAt(MOST_BPP))];
 
 function setBytes(bytes) {
   $('bytes').value = bytes;
@@ -165,7 +166,10 @@ async function show(reply, bytes, mine) {
   if (!mine.url && sides.left === 'original') sides.left = 'JPEG';
   $('result').hidden = false;
   fillSides();
-  viewer.resize(reply.width, reply.height);
+  if (isNew) {
+    viewer.resize(reply.width, reply.height);
+    $('map').setAttribute('aria-pressed', 'false');
+  }
   fillFigures($('figures'), reply);
   $('summary').textContent = summary(reply);
   const notes = [...reply.notes, ...(mine.url ? [] : ['This browser cannot show the original; the service can read it.'])];
@@ -200,12 +204,14 @@ function fillSides() {
 async function showSides() {
   for (const side of ['left', 'right']) {
     viewer.show(side, pictureOf(sides[side]), wordsOf(sides[side]));
-    $(`${side}-badge`).textContent = wordsOf(sides[side]);
   }
   for (const button of ['map', 'worst']) $(button).disabled = !compared.photo.url;
   const mapped = $('map').getAttribute('aria-pressed') === 'true' && Boolean(compared.photo.url);
   $('legend').hidden = !mapped;
   $('stage').classList.toggle('mapped', mapped);
+  for (const [side, name] of Object.entries(sides)) {
+    $(`${side}-badge`).textContent = `${mapped && name !== 'original' ? 'Difference of ' : ''}${wordsOf(name)}`;
+  }
   if (!mapped) return;
   for (const side of ['left', 'right']) {
     const name = sides[side], canvas = viewer.canvas(side);

@@ -22,7 +22,6 @@ export class Viewer {
 
   // One size for everything that is shown from now on; the whole of it is seen.
   resize(width, height) {
-    if (width === this.width && height === this.height) return;
     Object.assign(this, { width, height, zoom: 1, x: 0.5, y: 0.5 });
     this.stage.style.aspectRatio = `${width} / ${height}`;
     this.draw();

@@ -96,9 +96,14 @@ def choose(page: Page, content: bytes, name: str = "cat.jpg") -> None:
     page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": content})
 
 
+def replay(page: Page, recorded: bytes) -> None:
+    """Answer the next comparison with the recorded reply."""
+    page.route("**/compare*", lambda route: route.fulfill(content_type="application/json", body=recorded), times=1)
+
+
 def show(page: Page, photograph: bytes, recorded: bytes) -> Any:
     """Choose the photograph, and let the page have the recorded reply."""
-    page.route("**/compare*", lambda route: route.fulfill(content_type="application/json", body=recorded), times=1)
+    replay(page, recorded)
     return again(page, lambda: choose(page, photograph))
 
 
@@ -329,6 +334,37 @@ def test_every_side_and_where_it_differs(browser: Browser, server: Server, photo
         assert scale(page) == pytest.approx(4 * whole)
         page.click("#map")
         expect(page.locator(".layer.right canvas")).to_be_hidden()
+
+
+def test_a_tiny_picture_gets_a_size_that_can_be_had(browser: Browser, server: Server) -> None:
+    with opened(browser, server.base) as page:
+        proposed = again(page, lambda: choose(page, jpeg(make_picture(16, 16))))
+        before = int(page.input_value("#bytes"))
+        assert proposed["codecs"]["sdc"]["bytes"] <= before
+        page.focus("#size")
+        again(page, lambda: page.keyboard.press("PageUp"))
+        assert before < int(page.input_value("#bytes")) < 2 * before
+
+
+def test_another_photo_of_the_same_size_is_seen_whole_and_as_it_is(
+    browser: Browser, server: Server, photograph: bytes, recorded: bytes
+) -> None:
+    with opened(browser, server.base) as page:
+        show(page, photograph, recorded)
+        whole = scale(page)
+        page.click("#map")
+        expect(page.locator("#right-badge")).to_contain_text("Difference of .sdc")
+        expect(page.locator("#left-badge")).to_contain_text("Original")
+        page.click("#zoom-in")
+        replay(page, recorded)
+        again(page, lambda: (page.fill("#bytes", "840"), page.press("#bytes", "Tab")))
+        assert scale(page) > whole  # the same photo in another size is looked at where the first was
+        expect(page.locator("#map")).to_have_attribute("aria-pressed", "true")
+        show(page, photograph, recorded)
+        assert scale(page) == pytest.approx(whole)
+        expect(page.locator("#map")).to_have_attribute("aria-pressed", "false")
+        expect(page.locator(".layer.right canvas")).to_be_hidden()
+        expect(page.locator("#right-badge")).not_to_contain_text("Difference")
 
 
 def test_what_the_service_refuses(browser: Browser, server: Server, photograph: bytes) -> None:
