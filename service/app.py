@@ -26,7 +26,7 @@ from service.pipeline import open_pipeline
 from service.settings import Settings
 from service.storage.blobs import BlobStore
 from service.storage.leases import Leases
-from service.storage.objects import open_store
+from service.storage.objects import address_of, open_store
 from service.storage.renders import RenderCache
 from service.telemetry import metrics, traces
 
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
             metrics.BUILD_INFO.labels(version=__version__, model=model, device=device).set(1)
             metrics.READY.set(1)
             others = {"other_models": [other.manifest.full_name for other in pipeline.others.values()]} if pipeline.others else {}
-            log.info("ready", model=pipeline.engine.description, **others, store=settings.store_url.partition("?")[0])
+            log.info("ready", model=pipeline.engine.description, **others, store=address_of(settings.store_url).partition("?")[0])
             yield
             metrics.READY.set(0)
         log.info("stopped")

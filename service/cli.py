@@ -138,7 +138,7 @@ def sign(
 def doctor(model: Model = None) -> None:
     """Check this machine: device, number format, model, store.  Exit 1 when the service would not start."""
     from service.storage.blobs import BlobStore
-    from service.storage.objects import open_store
+    from service.storage.objects import address_of, open_store
 
     settings = settings_of(model)
     table = Table("check", "result", show_lines=False)
@@ -159,7 +159,7 @@ def doctor(model: Model = None) -> None:
 
     def store() -> str:
         asyncio.run(BlobStore(open_store(settings.store_url, settings.store_timeout_s)).check())
-        return f"{settings.store_url.partition('?')[0]} answers"
+        return f"{address_of(settings.store_url).partition('?')[0]} answers"
 
     check("python", lambda: sys.version.split()[0])
     check("sdc", lambda: __version__)

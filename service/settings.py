@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     store_url: str = Field(
         default_factory=lambda: (_data() / "store").absolute().as_uri(),
-        description="file:///folder, memory:///, or anything obstore reads.",
+        description="A folder, memory:///, or anything obstore reads (s3://bucket/prefix).",
         json_schema_extra={"default": "file://~/.local/share/sdc/store"},
     )
     store_timeout_s: float = Field(10.0, gt=0, description="Seconds the store may take to answer before a request is 504.")

@@ -19,11 +19,12 @@ from service.bulk.compressor import Compressor, Job
 from service.bulk.manifest import ManifestWriter
 from service.bulk.rows import Row, Source
 from service.bulk.run import Batches, Tally, on_this_machine, record
-from service.bulk.sources import Origin, address_of, listed, refuse_overlap
+from service.bulk.sources import Origin, listed, refuse_overlap
 from service.errors import BadParameter
 from service.options import CompressOptions
 from service.settings import Settings
 from service.storage.keeping import check_tag
+from service.storage.objects import address_of
 from service.telemetry import logs
 
 COUNTED_AHEAD = 100_000

@@ -103,11 +103,6 @@ def _resolved(place: str) -> str:
     return (place if "://" in place else os.path.realpath(place)).rstrip("/") + "/"
 
 
-def address_of(place: str) -> str:
-    """A path as a ``file://`` address; any address as it is."""
-    return place if "://" in place else Path(place).absolute().as_uri()
-
-
 def refuse_overlap(origin: Origin, destination: str, manifest: Path | None = None) -> None:
     """Raise BadParameter where what is written would be listed, or takes the place of what is read."""
     rows = None if manifest is None else _resolved(str(manifest))

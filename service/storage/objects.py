@@ -26,7 +26,7 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from service.errors import StoreTooSlow, StoreUnavailable, first_line
+from service.errors import BadParameter, StoreTooSlow, StoreUnavailable, first_line
 from service.storage.breaker import Breaker
 from service.telemetry import metrics
 
@@ -189,20 +189,30 @@ class Objects:
             raise StoreUnavailable("the store failed") from error
 
 
-def open_store(url: str, timeout_s: float = 10.0) -> Objects:
-    """``file:///folder`` (made if missing), ``memory:///`` or anything obstore reads; raises StoreUnavailable."""
-    scheme, found, _ = url.partition("://")
-    if not found:
-        raise StoreUnavailable("the store's address has no scheme: file:///folder names a folder, s3://bucket a bucket")
-    scheme = scheme.lower()
+def address_of(place: str) -> str:
+    """A folder's path as a ``file://`` address, any address as it is; raises BadParameter for what looks like a mistyped one."""
+    if "://" in place:
+        return place
+    if ":" in place.partition("/")[0]:
+        raise BadParameter(f"{place} is no address, which has ://, such as s3://bucket; if it is a folder write ./{place}")
+    return Path(place).absolute().as_uri()
+
+
+def open_store(place: str, timeout_s: float = 10.0) -> Objects:
+    """A folder (made if missing), by its path or as ``file:///folder``, ``memory:///`` or anything obstore reads.
+
+    Raises BadParameter for an address that names no folder, StoreUnavailable for what cannot be opened.
+    """
+    url = address_of(place)
+    scheme = url.partition("://")[0].lower()
     try:
         if scheme == "file":
             parts = urlsplit(url)
             if parts.query or parts.fragment:
-                raise StoreUnavailable(f"{url} has a ? or a #: in a folder's name write %3F or %23")
+                raise BadParameter(f"{url} has a ? or a #: in a folder's name write %3F or %23")
             if parts.netloc not in ("", "localhost"):
-                raise StoreUnavailable(f"{url} names a machine, '{parts.netloc}': a folder's address has three slashes, file:///folder")
-            folder = Path(unquote(parts.path))
+                raise BadParameter(f"{url} names a machine, '{parts.netloc}': a folder's address has three slashes, file:///folder")
+            folder = Path(unquote(parts.path, errors="surrogateescape"))
             folder.mkdir(parents=True, exist_ok=True)
             return Objects(LocalStore(folder), timeout_s)
         if scheme == "memory":

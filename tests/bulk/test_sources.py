@@ -11,8 +11,9 @@ from pyarrow import parquet
 
 from service.bulk import sources
 from service.bulk.rows import UNKNOWN, Source
-from service.bulk.sources import Reader, address_of, listed, refuse_overlap, understand
+from service.bulk.sources import Reader, listed, refuse_overlap, understand
 from service.errors import BadParameter, NotFound, StoreUnavailable
+from service.storage.objects import address_of
 
 
 def names(place: object, match: list[str] | None = None, column: str = "source") -> list[str]:

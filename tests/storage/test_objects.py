@@ -1,6 +1,7 @@
 """What a store does that is not as it should be: it hides conditions, answers late, fails for a moment or for long."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ import pytest
 from obstore.exceptions import GenericError
 from prometheus_client import REGISTRY
 
-from service.errors import StoreTooSlow, StoreUnavailable
+from service.errors import BadParameter, StoreTooSlow, StoreUnavailable
 from service.storage.breaker import FAILURES
-from service.storage.objects import Objects, open_store
+from service.storage.objects import Objects, address_of, open_store
 
 
 def run(call: Callable[[], Awaitable[None]]) -> None:
@@ -205,10 +206,19 @@ def test_credentials_that_are_refused_are_told_apart(monkeypatch: pytest.MonkeyP
         ("file://./data/store", "three slashes"),
         ("file:///tmp/a#b", "%23"),
         ("file:///tmp/a?b", "%3F"),
+        ("s3:/bucket", "://"),
     ],
 )
 def test_an_address_of_another_folder_is_not_taken_for_one(url: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreUnavailable, match=told):
+    with pytest.raises(BadParameter, match=told):
         open_store(url)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["store", "./deep/a: b", "what? #1", os.fsdecode(b"caf\xe9")])
+def test_a_folder_is_named_by_its_path_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, place in enumerate((name, str(tmp_path / name), address_of(name))):
+        run(lambda place=place, number=number: open_store(place).write(str(number), b"x"))
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"0", "1", "2"}
