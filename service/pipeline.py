@@ -233,8 +233,10 @@ class Pipeline:
         if options.max_bytes is not None and options.method == "latent":
             scale = self.codec.first_scale(width, height, options.max_bytes)
         coded = scaled(width, height, scale)
-        submitted = _submitted_pixels(manifest, *coded, _tiling(manifest, *coded))
-        with self.batcher.admit("encode", _padded_pixels(manifest, width, height), lane, deadline, submitted) as ticket:
+        tiling = _tiling(manifest, *coded)
+        submitted = _submitted_pixels(manifest, *coded, tiling)
+        padded_pixels, largest = _padded_pixels(manifest, width, height), 0 if tiling else submitted
+        with self.batcher.admit("encode", padded_pixels, lane, deadline, submitted, largest=largest) as ticket:
             await stages.turn(ticket)
             with stages.timed("open"):
                 picture, grey, padded, first_look = await ticket.aside(lambda: self._open(source, scale))
@@ -384,9 +386,9 @@ class Pipeline:
             with stages.timed("load"):
                 await other.ready(deadline)
         operation = "render" if other is None else other.operation
-        padded_pixels = _padded_pixels(codec.manifest, blob.width, blob.height)
         submitted = _submitted_pixels(codec.manifest, *blob.coded_size, blob.tiling)
-        return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted, kind=steps)
+        padded_pixels, largest = _padded_pixels(codec.manifest, blob.width, blob.height), 0 if blob.tiling else submitted
+        return self.batcher.admit(operation, padded_pixels, "interactive", deadline, submitted, steps, largest)
 
     async def _restore(self, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Picture:
         alpha, codec = None, self.codec_of(blob)

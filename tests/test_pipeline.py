@@ -2,7 +2,7 @@ import asyncio
 import io
 import json
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
 from typing import TypeVar
 
@@ -196,6 +196,31 @@ def test_large_pictures_are_tiled_by_size_alone(bundled_settings: Settings, phot
         assert steps[1020:1028].max() < original[1000:1050].max() * 1.5 + 2
 
     run(bundled_settings, scenario)
+
+
+@pytest.mark.parametrize("size", [(31, 600), (600, 1), (40, 50)])
+def test_what_counts_for_a_strip_is_what_the_networks_see(
+    settings: Settings, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A border is computed around it that is several times as large as itself."""
+    held: list[int] = []
+    seen: list[int] = []
+
+    async def scenario(pipeline: Pipeline) -> None:
+        enter, submit = pipeline.batcher.admission.enter, pipeline.batcher.submit_for
+        monkeypatch.setattr(pipeline.batcher.admission, "enter", lambda claim: (held.append(claim.held), enter(claim)))
+
+        def seeing(to: Claim, shape: Hashable, payload: object, pixels: int) -> Awaitable[object]:
+            seen.append(pixels)
+            return submit(to, shape, payload, pixels)
+
+        monkeypatch.setattr(pipeline.batcher, "submit_for", seeing)
+        blob = (await pipeline.compress(png(make_picture(*size)), CompressOptions())).blob
+        await pipeline.restore(blob, 1)
+
+    run(settings, scenario)
+    assert len(seen) == 2
+    assert held == seen
 
 
 def test_few_bytes_show_a_picture_that_was_coded_smaller(bundled_settings: Settings, photo: Plane) -> None:

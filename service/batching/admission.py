@@ -55,6 +55,8 @@ class Claim:
     since: float
     kind: Hashable = None
     """see ``Durations.learn``"""
+    held: int = 0
+    """pixels that it counts for while it is inside"""
     spent_s: float = field(default=0.0, init=False)
     """of the processor"""
     waited_s: float = field(default=0.0, init=False)
@@ -101,15 +103,24 @@ class Admission:
         """Seconds until the work ahead of a picture that comes now is done, on the device or on the processor, whichever is behind."""
         return max(self._device_wait_s(lane) + self._for_device.before(lane), self._for_processor.before(lane) / self._threads)
 
-    def claim(self, operation: str, pixels: int, lane: Lane, deadline: float, submitted: int | None = None, kind: Hashable = None) -> Claim:
+    def claim(
+        self,
+        operation: str,
+        pixels: int,
+        lane: Lane,
+        deadline: float,
+        submitted: int | None = None,
+        kind: Hashable = None,
+        largest: int = 0,
+    ) -> Claim:
         """What a picture of ``pixels``, padded, may count on; its items together have ``submitted``, where that is not the same.
 
-        ``kind``: see ``Durations.learn``.
+        ``kind``: see ``Durations.learn``.  ``largest``: pixels of its largest item; it is that which takes room, where it is more.
 
         Raises Overloaded where there is no room or no time for it, and DeadlineMissed where it needs more time by itself.
         """
-        wait = self.wait_s(lane)
-        if self._pixels_inside and self._pixels_inside + pixels > self._max_pixels:
+        wait, held = self.wait_s(lane), max(pixels, largest)
+        if self._pixels_inside and self._pixels_inside + held > self._max_pixels:
             metrics.REJECTED.labels(reason="queue-full").inc()
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
         to_come = pixels if submitted is None else submitted
@@ -120,7 +131,7 @@ class Admission:
         self._refuse_late(operation, wait, needed, deadline)
         if self._doubtful:
             deadline = math.inf  # it shall be finished, and teach, even if it comes too late
-        return Claim(operation, pixels, to_come, lane, deadline, device_s, processor_s, wait + needed, self._clock(), kind)
+        return Claim(operation, pixels, to_come, lane, deadline, device_s, processor_s, wait + needed, self._clock(), kind, held)
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane) -> None:
         """Raise as ``claim`` does where not even the smallest picture of late could be done in time."""
@@ -145,7 +156,7 @@ class Admission:
 
     def enter(self, claim: Claim) -> None:
         """A picture is inside."""
-        self._pixels_inside += claim.pixels
+        self._pixels_inside += claim.held
         self._for_device.add(claim.lane, claim.device_s)
         self._for_processor.add(claim.lane, claim.processor_s)
 
@@ -171,7 +182,7 @@ class Admission:
             failure: class of the exception that ended it, or None.
         """
         left_s = claim.device_s + claim.processor_s
-        self._pixels_inside -= claim.pixels
+        self._pixels_inside -= claim.held
         self._for_device.add(claim.lane, -claim.device_s)
         self._for_processor.add(claim.lane, -claim.processor_s)
         claim.device_s = claim.processor_s = 0.0

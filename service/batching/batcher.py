@@ -165,6 +165,7 @@ class Batcher:
         deadline: float = math.inf,
         submitted: int | None = None,
         kind: Hashable = None,
+        largest: int = 0,
     ) -> Ticket:
         """Let a picture in, or not; to be used as a context manager.
 
@@ -175,6 +176,7 @@ class Batcher:
             deadline: on the batcher's clock; past it the result is of no use.
             submitted: pixels of all the items that it will submit, where they are not ``pixels``: tiles overlap.
             kind: what else decides on how long its items take, and is part of their shape.
+            largest: pixels of the largest of its items, where that is more than ``pixels``: a small picture has a border.
 
         Raises Overloaded when the service is full or closing, or cannot meet the deadline for what is ahead, and DeadlineMissed where this
         picture takes longer by itself.
@@ -182,7 +184,7 @@ class Batcher:
         if self._closing or self.death:
             metrics.REJECTED.labels(reason="stopping").inc()
             raise stopping()
-        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline, submitted, kind))
+        return Ticket(self, self.admission.claim(operation, pixels, lane, deadline, submitted, kind, largest))
 
     def refuse_hopeless(self, operation: str, deadline: float, lane: Lane = "interactive") -> None:
         """Raise as ``admit`` does where even a small picture, coming now, could not be done in time: before anything of it is read.
