@@ -60,7 +60,10 @@ class Asked:
 
 
 def main(settings: Settings, asked: Asked, err: Console) -> int:
-    """Run and show; returns the exit code: 0, ``SOME_FAILED``, or 130 after an interrupt.  Raises what stops it, an SdcError."""
+    """Run and show; returns the exit code: 0, ``SOME_FAILED``, or 130 after an interrupt that left sources.
+
+    Raises what stops it, an SdcError.
+    """
     refuse_overlap(asked.origin, asked.destination, asked.manifest)
     if asked.tag is not None:
         check_tag(asked.tag)
@@ -79,8 +82,9 @@ def main(settings: Settings, asked: Asked, err: Console) -> int:
         task = progress.add_task("", total=total, counts="", rate="")
         stack.enter_context(_interruptible(stop, progress))
         tally = record(batches, writer, _Shown(progress, task).row)
-    _sum_up(tally, asked.manifest, stop.is_set(), err)
-    return INTERRUPTED if stop.is_set() else SOME_FAILED if tally.count["failed"] else 0
+    stopped = stop.is_set() and tally.rows != total  # or all was in hand already
+    _sum_up(tally, asked.manifest, stopped, err)
+    return INTERRUPTED if stopped else SOME_FAILED if tally.count["failed"] else 0
 
 
 def _counted(sources: Iterator[Source]) -> tuple[Iterator[Source], int | None]:

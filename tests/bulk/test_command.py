@@ -16,7 +16,8 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from service.bulk import run
-from service.bulk.rows import Row, Source
+from service.bulk.compressor import Compressor
+from service.bulk.rows import Columns, Row, Source
 from service.cli import app
 from service.errors import StoreUnavailable
 from tests.bulk.conftest import fill
@@ -160,6 +161,22 @@ def test_ctrl_c_finishes_what_is_in_hand_and_leaves_a_manifest(model: Path, phot
     bulk(tmp_path / "in.jsonl", tmp_path / "store", "--base", photos_folder, "--manifest", tmp_path / "out.jsonl", code=3)
     again = Counter(each.status for each in read(tmp_path / "out.jsonl"))
     assert again == {"known": counts["made"], "made": 116 - counts["made"], "failed": 4}
+
+
+def test_ctrl_c_when_all_is_in_hand_stops_nothing(
+    model: Path, photos_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Compressor.__call__
+
+    def interrupted(self: Compressor, batch: Columns) -> Columns:
+        os.kill(os.getpid(), signal.SIGINT)
+        return work(self, batch)
+
+    monkeypatch.setattr(Compressor, "__call__", interrupted)
+    told = bulk(photos_folder, tmp_path / "store")
+    assert "stopping" in told
+    assert "5 made" in told
+    assert "goes on" not in told
 
 
 def test_kill_loses_nothing_that_was_written_down_and_the_next_run_completes(model: Path, photos_folder: Path, tmp_path: Path) -> None:
