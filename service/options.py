@@ -30,7 +30,7 @@ class CompressOptions:
     def __post_init__(self) -> None:
         method_number(self.method)
         if self.method == "palette" and (self.quality is not None or self.dither):
-            raise BadParameter("method=palette has one quality and its own dither: leave quality and dither out")
+            raise BadParameter("method=palette has one size and dithers by itself: leave quality and dither out")
         if self.max_bytes is not None and self.quality is not None:
             raise BadParameter("give max_bytes or quality, not both")
         if self.max_bytes is not None and self.max_bytes < SMALLEST_MAX_BYTES:

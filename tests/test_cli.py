@@ -150,6 +150,7 @@ def test_any_name_that_a_file_can_have(tmp_path: Path, small_model: Path, name: 
 def test_an_option_is_called_by_its_name(photo_file: Path) -> None:
     for command in (["compress", photo_file], ["bulk", photo_file.parent, photo_file.parent / "out"]):
         assert "--max-bytes must be at least 32" in sdc(*command, "--max-bytes", 20, code=1)
+        assert "give --max-bytes or --quality, not both" in sdc(*command, "--max-bytes", 2000, "--quality", 5, code=1)
 
 
 def test_two_inputs_of_one_name_are_refused(tmp_path: Path, photo_file: Path) -> None:

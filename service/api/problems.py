@@ -61,8 +61,8 @@ def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None 
     return Response(json.dumps(body), status, all_headers, PROBLEM_TYPE)
 
 
-def reply_to(error: errors.SdcError) -> Response:
-    """The reply for an error of our own."""
+def reply_to(error: errors.SdcError, advice: str = "") -> Response:
+    """The reply for an error of our own; ``advice``: what only the request tells."""
     headers: dict[str, str] = {}
     extra: dict[str, Any] = {}
     detail = error.detail
@@ -84,14 +84,21 @@ def reply_to(error: errors.SdcError) -> Response:
     elif isinstance(error, errors.UnsupportedInput):
         extra["accepted"] = list(ACCEPTED_TYPES)
         headers["Accept"] = ", ".join(ACCEPTED_TYPES)
-    return problem(status_of(error), error.kind, detail, headers, **extra)
+    return problem(status_of(error), error.kind, detail + advice, headers, **extra)
 
 
-def answer(error: errors.SdcError) -> Response:
+def answer(error: errors.SdcError, advice: str = "") -> Response:
     """The reply for an error of our own, and a line in the log where the service is to blame."""
     if status_of(error) >= 500 and not isinstance(error, errors.Overloaded):
         structlog.get_logger().error("request failed", kind=error.kind, detail=error.detail, exc_info=error)
-    return reply_to(error)
+    return reply_to(error, advice)
+
+
+def _advice(request: Request, error: errors.SdcError) -> str:
+    """For whoever sent a file as a form, which is what ``curl -d`` says that it sends, and it is not whole then."""
+    form = request.headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
+    damaged = isinstance(error, (errors.UnsupportedInput, errors.UndecodablePicture, errors.NotABlob, errors.CorruptBlob))
+    return "; if curl -d sent it, use --data-binary: -d leaves bytes out" if form and damaged else ""
 
 
 def unexpected() -> Response:
@@ -108,9 +115,9 @@ def install(app: FastAPI, routers: list[APIRouter]) -> None:
         there = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
         return {method for route in there for method in getattr(route, "methods", None) or ()}
 
-    async def ours(_: Request, error: Exception) -> Response:
+    async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.SdcError)
-        return answer(error)
+        return answer(error, _advice(request, error))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -119,10 +126,13 @@ def install(app: FastAPI, routers: list[APIRouter]) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         kinds = {400: errors.BadParameter.kind, 404: errors.NotFound.kind, 405: "method-not-allowed"}
-        headers = dict(error.headers or {})
-        if error.status_code == 405 and methods_at(request):
-            headers["Allow"] = ", ".join(sorted(methods_at(request)))
-        return problem(error.status_code, kinds.get(error.status_code, "http-error"), str(error.detail), headers)
+        headers, detail = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            detail = "there is nothing at this address: /docs has those that there are"
+        elif error.status_code == 405 and (methods := sorted(methods_at(request))):
+            headers["Allow"] = ", ".join(methods)
+            detail = f"{request.method} is nothing that this address answers: use {' or '.join(methods)}"
+        return problem(error.status_code, kinds.get(error.status_code, "http-error"), detail, headers)
 
     app.add_exception_handler(errors.SdcError, ours)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -15,7 +15,7 @@ from service.errors import BadParameter
 from service.imaging.resizing import LARGEST_BOX, Box, Fit
 from service.imaging.writing import DEFAULT_QUALITY
 from service.options import MOST_STEPS, SMALLEST_MAX_BYTES, parse_steps
-from service.storage.keeping import TAG_PATTERN
+from service.storage.keeping import TAG_PATTERN, check_tag
 
 
 def _digits(value: object) -> object:
@@ -62,7 +62,22 @@ def complaint(errors: Sequence[Any]) -> str:
     return f"unknown parameter '{name}'" if first["type"] == "extra_forbidden" else f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
-Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+def _tag(value: object) -> object:
+    try:
+        return check_tag(str(value))
+    except BadParameter as error:
+        raise ValueError(error.detail) from error
+
+
+def _dpr(value: object) -> object:
+    if not re.fullmatch(DPR_PATTERN, str(value)):
+        raise ValueError("must be 1 to 4.99, with two decimals at most")
+    return value
+
+
+DPR_PATTERN = r"^[1-4](\.[0-9]{1,2})?$"
+Dpr = Annotated[str, Field(pattern=DPR_PATTERN), BeforeValidator(_dpr)]
+Tag = Annotated[str, Field(pattern=TAG_PATTERN), BeforeValidator(_tag)]
 TAG_FIELD: Any = Field(None, description="A purge tag of your own: renders carry it beside the id.  No part of the id.")
 
 
@@ -108,20 +123,16 @@ class SizedQuery(Query):
     @property
     def box(self) -> Box | None:
         """Raises BadParameter for a fit that needs a side which is not given."""
-        if self.w is None and self.h is None:
-            if self.fit != "inside":
-                raise BadParameter(f"fit={self.fit} needs w and h")
-            return None
-        return Box(self.w, self.h, self.fit)
+        if self.fit != "inside" and (self.w is None or self.h is None):
+            raise BadParameter(f"fit={self.fit} needs w and h")
+        return None if self.w is None and self.h is None else Box(self.w, self.h, self.fit)
 
 
 Extension = Literal["png", "webp", "jpg", "avif"]
 
 
 class RenderQuery(SizedQuery):
-    dpr: Annotated[str, Field(pattern=r"^[1-4](\.[0-9]{1,2})?$")] | None = Field(
-        None, description="Multiplies w and h: 1 to 4.99; redirects to the product."
-    )
+    dpr: Dpr | None = Field(None, description="Multiplies w and h: 1 to 4.99; redirects to the product.")
     format: Extension | None = Field(None, description="Redirects to the address with that extension.")
     preset: str | None = Field(None, description="A variant that the service names; instead of all other parameters.")
     expires: Annotated[int, Field(ge=0), DIGITS] | None = Field(None, description="Of a signed address: seconds since 1970.")

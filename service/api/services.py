@@ -177,7 +177,9 @@ async def read_body(request: Request) -> bytes:
             async with request.form(max_files=2, max_fields=2) as form:
                 upload = form.get("file")
                 if not isinstance(upload, UploadFile) or len(form.multi_items()) != 1:
-                    raise BadParameter("the form must have one field, a file named 'file'")
+                    raise BadParameter(
+                        "the form must have one field, a file named 'file': options go into the address, as in /compress?max_bytes=3000"
+                    )
                 content = await upload.read()
         except UnicodeError as error:  # of a charset that says of itself that it can nothing
             raise BadParameter("the form's charset does not fit the names in it: leave it out") from error

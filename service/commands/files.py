@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -56,13 +57,14 @@ def compress(
 
 
 def _compress_options(method: Method, max_bytes: int | None, quality: int | None, dither: bool) -> CompressOptions:
-    """Raises BadParameter, of the option by its name here."""
+    """Raises BadParameter, of the options by their names here."""
     from service.options import CompressOptions
 
     try:
         return CompressOptions(method, max_bytes, quality, dither)
     except BadParameter as error:
-        raise BadParameter(error.detail.replace("max_bytes", "--max-bytes")) from error
+        detail = re.sub(r"\b(max_bytes|quality|dither)\b", r"--\1", error.detail)
+        raise BadParameter(detail.replace("max_bytes", "max-bytes")) from error
 
 
 def render(

@@ -51,6 +51,12 @@ def test_allow_names_every_method_of_a_path(client: TestClient) -> None:
     assert client.put("/blobs/" + "a" * 26).headers["allow"] == "DELETE, GET, HEAD"
 
 
+def test_who_asks_for_what_is_not_there_hears_what_is(client: TestClient) -> None:
+    assert "use POST" in client.get("/compress").json()["detail"]
+    assert "use DELETE or GET or HEAD" in client.put("/blobs/" + "a" * 26).json()["detail"]
+    assert "/docs" in client.get("/nowhere").json()["detail"]
+
+
 def test_no_redirects_for_slashes(client: TestClient) -> None:
     assert client.get("/livez/", follow_redirects=False).status_code == 404
 

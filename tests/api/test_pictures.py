@@ -367,6 +367,28 @@ def test_a_form_that_is_not_one_file(client: TestClient, files: list[tuple[str, 
     assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
 
 
+def test_options_do_not_go_into_the_form(client: TestClient) -> None:
+    reply = client.post("/compress", files={"file": ("x", PHOTO)}, data={"max_bytes": "3000"})
+    assert (reply.status_code, reply.json()["type"]) == (400, "urn:sdc:problem:bad-parameter")
+    assert "/compress?max_bytes=3000" in reply.json()["detail"]
+
+
+def test_what_curl_leaves_out_of_a_photo(client: TestClient) -> None:
+    """``curl -d`` takes line ends out and calls the rest a form; so does ``--data-binary``, but for the line ends."""
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/compress", content=PHOTO, headers=form).status_code in (200, 201)
+    spoilt = PHOTO.replace(b"\r", b"").replace(b"\n", b"")
+    assert "--data-binary" in client.post("/compress", content=spoilt, headers=form).json()["detail"]
+    assert "curl" not in client.post("/compress", content=spoilt).json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["tag=a b", "tag=-a", f"tag={'a' * 65}"])
+def test_a_tag_that_cannot_be(client: TestClient, query: str) -> None:
+    reply = client.post(f"/compress?{query}", content=PHOTO)
+    assert reply.status_code == 400
+    assert "begins with a letter or digit" in reply.json()["detail"]
+
+
 def test_large_photos_wait_in_the_other_lane_and_whoever_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def waited() -> dict[str, float]:
         labels = [{"op": "encode", "lane": lane} for lane in ("interactive", "bulk")]

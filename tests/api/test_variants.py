@@ -24,6 +24,12 @@ def test_sizes_can_be_listed() -> None:
     assert meant(variants, q="30") == ".webp?q=30"
 
 
+@pytest.mark.parametrize(("query", "words"), [("dpr=5&w=5", "1 to 4.99, with two decimals"), ("fit=cover&w=20", "fit=cover needs w and h")])
+def test_what_is_wrong_is_said_in_the_words_of_an_address(query: str, words: str) -> None:
+    with pytest.raises(BadParameter, match=words):
+        Variants([], {}, False).address(f"/render/{ID}.webp?{query}", 1)
+
+
 def test_presets() -> None:
     variants = Variants([320], {"thumb": {"w": 64, "h": 48, "fit": "cover", "q": 60}}, False)
     variant = variants.variant(RenderQuery(preset="thumb"), "webp")

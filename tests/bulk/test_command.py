@@ -83,8 +83,8 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(photos_folder: Path, t
         ([photos_folder, "s3://[x"], "the store s3:// cannot be opened"),
         ([photos_folder, tmp_path / "store", "--manifest", "out.csv"], "suffix"),
         ([photos_folder, tmp_path / "store", "--tag", "a b"], "a tag is"),
-        ([photos_folder, tmp_path / "store", "--quality", 5, "--max-bytes", 5000], "not both"),
-        ([photos_folder, tmp_path / "store", "--method", "palette", "--dither"], "leave quality and dither out"),
+        ([photos_folder, tmp_path / "store", "--quality", 5, "--max-bytes", 5000], "give --max-bytes or --quality, not both"),
+        ([photos_folder, tmp_path / "store", "--method", "palette", "--dither"], "leave --quality and --dither out"),
     ):
         assert words in bulk(*arguments, code=1)
     assert not (tmp_path / "store").exists()
