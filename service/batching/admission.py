@@ -125,7 +125,7 @@ class Admission:
             raise Overloaded("the queue is full", retry_after_s=whole_seconds(wait))
         to_come = pixels if submitted is None else submitted
         device_s = self._durations.predict(operation, None, 1, to_come, kind)
-        processor_s = self._durations.predict(_processor(operation), None, 1, pixels)
+        processor_s = self._durations.predict_seen(_processor(operation), pixels)
         needed = device_s + processor_s
         self._least_s[operation] = min(needed, FORGETTING * self._least_s.get(operation, math.inf))
         self._refuse_late(operation, wait, needed, deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ OF_LATE = 60
 """pictures"""
 REMEMBERED = 1024
 """buckets whose own times are kept; the longest unused is forgotten first"""
+REACH = 4.0
+"""standard deviations of the sizes seen, from their mean: so far a line through them is off by no more than about the noise of one sight"""
 
 
 @dataclass
@@ -34,12 +37,26 @@ class _Line:
     def predict(self, pixels: float) -> float:
         if not self.n:
             return 0.0
-        spread = self.n * self.xx - self.x * self.x
-        slope = (self.n * self.xy - self.x * self.y) / spread if spread > 1e-9 * self.n * self.xx else -1.0
+        slope = self._slope()
         offset = (self.y - slope * self.x) / self.n
         if slope < 0 or offset < 0:  # too little seen to tell the two apart: in proportion
             return pixels * self.y / self.x if self.x else 0.0
         return slope * pixels + offset
+
+    def predict_seen(self, pixels: float) -> float:
+        """No farther than what was seen reaches; the mean, where nothing tells that more takes longer."""
+        if not self.n:
+            return 0.0
+        if self._slope() < 0:
+            return self.y / self.n
+        mean = self.x / self.n
+        reach = mean + REACH * math.sqrt(max(0.0, self.xx / self.n - mean * mean))
+        return self.predict(min(pixels, reach))
+
+    def _slope(self) -> float:
+        """Negative where sizes are too much alike to have one."""
+        spread = self.n * self.xx - self.x * self.x
+        return (self.n * self.xy - self.x * self.y) / spread if spread > 1e-9 * self.n * self.xx else -1.0
 
 
 class Durations:
@@ -74,6 +91,14 @@ class Durations:
             return known
         lines = self._lines.get(operation)
         return lines.get(kind, next(iter(lines.values()))).predict(size * pixels) if lines else 0.0
+
+    def predict_seen(self, operation: str, pixels: int) -> float:
+        """What an operation takes for so many pixels, or for the most of which something is known: what lies beyond is taken to fit.
+
+        For what nobody tries at the start, and most of which is the same for every size: in proportion, icons would say minutes of a photo.
+        """
+        line = self._lines.get(operation, {}).get(None)
+        return line.predict_seen(pixels) if line else 0.0
 
     def best_size(self, operation: str, shape: Hashable, waiting: int, pixels: int, largest: int) -> int:
         """1 or ``largest``: which gets ``waiting`` items done sooner, padding paid for.

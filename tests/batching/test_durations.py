@@ -46,6 +46,27 @@ def test_one_size_seen_is_taken_in_proportion() -> None:
     assert known.predict("encode", "b", 1, 300) == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("sizes", [(100,), (100, 110)], ids=["one size", "nearly one"])
+@pytest.mark.parametrize("before", [(), (20_000,)], ids=["icons alone", "a photo long ago"])
+def test_of_what_is_far_larger_than_all_that_was_seen_nothing_is_guessed(sizes: tuple[int, ...], before: tuple[int, ...]) -> None:
+    """Half a second whatever the size, give or take a tenth: no line through that may say minutes of a photo."""
+    rng, known = random.Random(1), Durations()
+    for pixels in (*before, *(rng.choice(sizes) for _ in range(400))):
+        known.learn("aside", None, 1, pixels, 0.5 + rng.uniform(-0.1, 0.1))
+        assert known.predict_seen("aside", 20_000) < 1.0
+    assert known.predict_seen("aside", 100) == pytest.approx(0.5, rel=0.2)
+
+
+def test_what_was_seen_to_grow_is_followed_as_far_as_that_goes() -> None:
+    known = Durations()
+    assert known.predict_seen("aside", 100) == 0.0
+    for pixels in (100, 200, 400, 100, 200, 400):
+        known.learn("aside", None, 1, pixels, 0.5 + 0.01 * pixels)
+    assert known.predict_seen("aside", 300) == pytest.approx(3.5, rel=0.01)
+    assert known.predict_seen("aside", 600) == pytest.approx(6.5, rel=0.01)
+    assert known.predict_seen("aside", 10_000) < 10.0
+
+
 def test_it_follows_a_machine_that_slows_down() -> None:
     known = Durations()
     known.learn("encode", "a", 1, 100, 1.0)
