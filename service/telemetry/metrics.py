@@ -43,12 +43,13 @@ REASONS = ("slots", "bodies", "queue-full", "deadline-unreachable", "deadline-to
 
 
 def _begin_at_zero(metric: Counter | Gauge, *values: str) -> None:
-    """Have the series of these values of the only label from the start: a query must not come back empty."""
+    """Have the series of these values of the only label from the start: a query must not come back empty, and the first is a rise."""
     for value in values:
         metric.labels(value)
 
 
 _begin_at_zero(REJECTED, *REASONS)
 _begin_at_zero(STORE_OPEN, "read", "write")
+_begin_at_zero(STORE_ERRORS, "create", "write", "read", "size", "delete", "list")
 _begin_at_zero(RENDER_CACHE, "hit", "miss", "evicted", "failed")
 _begin_at_zero(LEASES, "taken", "awaited", "expired", "failed")

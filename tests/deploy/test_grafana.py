@@ -41,6 +41,11 @@ def test_everything_asks_the_chosen_source_for_the_chosen_namespace() -> None:
     assert [each["name"] for each in DASHBOARD["templating"]["list"]] == ["datasource", "namespace"]
 
 
+def test_probes_and_scrapes_are_no_requests() -> None:
+    asked = [target["expr"] for panel in PANELS for target in panel["targets"] if "sdc_requests_total" in target["expr"]]
+    assert asked and all('op!~"livez|readyz|metrics"' in expression for expression in asked)
+
+
 def test_it_shows_what_the_autoscaler_sees() -> None:
     (panel,) = [panel for panel in PANELS if panel["title"] == "What the autoscaler sees"]
     shown = {target["legendFormat"]: target["expr"].replace('namespace=~"$namespace"', 'namespace="sdc"') for target in panel["targets"]}

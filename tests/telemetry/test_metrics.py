@@ -7,6 +7,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.batching.waiting import LANES
+from service.storage.objects import ACCESS
 from service.telemetry import metrics
 
 GOLDEN = Path(__file__).parents[1] / "data" / "metrics.txt"
@@ -43,6 +44,11 @@ def test_lanes_and_reasons_are_those_of_the_handbook() -> None:
     assert set(metrics.REASONS) == set(re.findall(r"^- `([a-z-]+)`: ", text.split("## Reasons")[1].split("## ")[0], re.MULTILINE))
     assert all(f"`{lane}`" in text for lane in LANES)
     assert all(REGISTRY.get_sample_value("sdc_rejected_total", {"reason": reason}) is not None for reason in metrics.REASONS)
+
+
+def test_what_fails_for_the_first_time_is_a_rise() -> None:
+    """Prometheus sees none where a series begins with its first failure."""
+    assert all(REGISTRY.get_sample_value("sdc_store_errors_total", {"op": each}) is not None for each in ACCESS)
 
 
 def test_only_the_reasons_listed_are_used() -> None:
