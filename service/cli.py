@@ -79,7 +79,7 @@ def serve(
     from service.telemetry import logs
 
     settings = settings_of(model, host=host, port=port)
-    with errors_told():
+    with errors_told(code=2):
         app_ = create_app(settings)
     logs.configure(settings.log_level)
     if settings.host in ("127.0.0.1", "::1", "localhost"):
@@ -125,10 +125,11 @@ def sign(
     from service.manifest import read_manifest
 
     settings = settings_of(model)
+    with errors_told(code=2):
+        variants = Variants(settings.sizes, settings.presets, settings.presets_only)
     with errors_told():
         if not settings.signing_keys:
             raise BadParameter("SDC_SIGNING_KEYS is not set: there is nothing to sign with")
-        variants = Variants(settings.sizes, settings.presets, settings.presets_only)
         canonical = variants.address(path, read_manifest(settings.model).default_steps).canonical
         lasts = settings.link_s if lifetime is None else lifetime
         out.print(Signer(settings.signing_keys).sign(canonical, lasts), highlight=False, markup=False, soft_wrap=True)

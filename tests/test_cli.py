@@ -198,14 +198,26 @@ def test_models(small_model: Path, tmp_path: Path) -> None:
     assert "no sdc.json" in sdc("models", "check", tmp_path, code=1)
 
 
-def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDC_SIZES", "320,640")
-    assert "JSON" in sdc("serve", code=2)
-    monkeypatch.setenv("SDC_SIZES", "[320, 640]")
-    monkeypatch.setenv("SDC_PRESETS", '{"thumb": {"width": 320}}')
-    assert "preset 'thumb'" in sdc("serve", code=1)
-    monkeypatch.setenv("SDC_PORT", "many")
-    assert "SDC_PORT" in sdc("serve", code=2)
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("SDC_PORT", "many", "Input should be a valid integer"),
+        ("SDC_SIZES", "320,640", "must be JSON: Extra data: line 1 column 4"),
+        ("SDC_API_KEYS", '{"shop": {"secret": "short", "scopes": []}}', "shop.secret: "),
+        ("SDC_SIGNING_KEYS", '{"k 1": "a signing key of some length"}', "k 1: String should match"),
+        ("SDC_PRESETS", '{"card": "w=320"}', "card: Input should be a valid dictionary"),
+        ("SDC_PRESETS", '{"thumb": {"width": 320}}', "preset 'thumb': "),
+        ("SDC_PRESETS", '{"thumb": {"w": "x"}}', "preset 'thumb': w: must be a whole number"),
+    ],
+)
+def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    """As its variable is called, in one line, and all end alike."""
+    monkeypatch.setenv(name, value)
+    told = sdc("serve", code=2)
+    assert told.startswith(f"error: {name}: {words}")
+    assert told.count("\n") == 1
+    if name == "SDC_PRESETS":
+        assert sdc("sign", "/render/" + "a" * 26, code=2) == told
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["compress"], ["render"], ["inspect"], ["bench", "rd"], ["models", "check"]])

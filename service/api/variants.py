@@ -84,9 +84,9 @@ class Variants:
                 self._presets[name] = SizedQuery.model_validate({key: str(value) for key, value in parameters.items()})
                 self._presets[name].box  # noqa: B018 - raises where it cannot be
             except BadParameter as error:
-                raise BadParameter(f"preset '{name}': {error.detail}") from error
+                raise BadParameter(f"SDC_PRESETS: preset '{name}': {error.detail}") from error
             except ValidationError as error:
-                raise BadParameter(f"preset '{name}': {complaint(error.errors())}") from error
+                raise BadParameter(f"SDC_PRESETS: preset '{name}': {complaint(error.errors())}") from error
 
     def address(self, address: str, default_steps: int) -> Address:
         """Understand ``/render/<id>``, with an extension and parameters or without.

@@ -62,13 +62,13 @@ def show(table: Table) -> None:
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """Print an error of ours as one line and exit 1."""
+def errors_told(code: int = 1) -> Iterator[None]:
+    """Print an error of ours as one line and exit; 2 is what a setting that does not fit exits with."""
     try:
         yield
     except SdcError as error:
         complain(in_words(error))
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
 def settings_of(model: Path | None = None, **overrides: object) -> Settings:
@@ -83,10 +83,12 @@ def settings_of(model: Path | None = None, **overrides: object) -> Settings:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            complain(f"SDC_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}")
+            field, *inside = (str(part) for part in problem["loc"] if part != "[key]")
+            complain(": ".join((f"SDC_{field.upper()}", *([".".join(inside)] if inside else []), problem["msg"])))
         raise typer.Exit(2) from error
-    except SettingsError as error:  # of a list or a mapping
-        complain(f"{error}: it must be JSON; each is named SDC_ and the field in capitals")
+    except SettingsError as error:  # of a list or a mapping; its words alone have the field
+        field = str(error).partition('"')[2].partition('"')[0]
+        complain(f"SDC_{field.upper()}: must be JSON: {error.__cause__}")
         raise typer.Exit(2) from error
 
 
