@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -76,6 +77,7 @@ def serve(
 
     from service.api.protocol import BoundedProtocol
     from service.app import create_app
+    from service.settings import misspelt
     from service.telemetry import logs
 
     settings = settings_of(model, host=host, port=port)
@@ -91,6 +93,8 @@ def serve(
     else:
         note = "listening on the network: anyone who reaches this port can use it"
     structlog.get_logger().info("starting", version=__version__, address=f"http://{settings.host}:{settings.port}", note=note)
+    for line in misspelt(os.environ):
+        structlog.get_logger().warning("no such setting", detail=line)
     server = uvicorn.Server(
         uvicorn.Config(
             app_,
@@ -137,7 +141,8 @@ def sign(
 
 @app.command()
 def doctor(model: Model = None) -> None:
-    """Check this machine: device, number format, model, store.  Exit 1 when the service would not start."""
+    """Check this machine: settings, device, number format, model, store.  Exit 1 when the service would not start."""
+    from service.settings import misspelt
     from service.storage.blobs import BlobStore
     from service.storage.objects import address_of, open_store
 
@@ -164,6 +169,8 @@ def doctor(model: Model = None) -> None:
 
     check("python", lambda: sys.version.split()[0])
     check("sdc", lambda: __version__)
+    for line in misspelt(os.environ):
+        table.add_row("setting", f"[yellow]{escape(line)}[/]")
     check("model", partial(load, settings.model))
     for folder in settings.other_models:
         check("other model", partial(load, folder))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +19,9 @@ def _data() -> Path:
     """By the XDG base directory specification: a user's own, and nobody clears it away as /tmp and /var/tmp are."""
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "sdc"
 
+
+KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?")
+"""variables that it sets for every service beside a pod; so it does ``NAME_PORT``, to an address"""
 
 Scope = Literal["compress", "render", "admin"]
 
@@ -149,3 +155,16 @@ class Settings(BaseSettings):
                 if folder.is_dir():
                     return folder
         return model
+
+
+def misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Of each variable that begins like a setting and is none, a line that says so; pydantic passes over them in silence."""
+    settings = [f"SDC_{name.upper()}" for name in Settings.model_fields]
+    told = []
+    for name, value in environment.items():
+        upper = name.upper()
+        known = upper in settings or KUBERNETES.fullmatch(upper) or (upper.endswith("_PORT") and "://" in value)
+        if upper.startswith("SDC_") and value and not known:
+            nearest = difflib.get_close_matches(upper, settings, 1)
+            told.append(f"{name} is no setting" + (f": is {nearest[0]} meant?" if nearest else ""))
+    return told

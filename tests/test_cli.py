@@ -180,7 +180,10 @@ def test_inspect_refuses_what_is_no_blob(photo_file: Path) -> None:
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SDC_STORE_URL", f"file://{tmp_path}/store")
-    assert "answers" in sdc("doctor")
+    monkeypatch.setenv("SDC_API_KEY", "one that nobody asks for")
+    told = sdc("doctor")
+    assert "answers" in told
+    assert "SDC_API_KEY is no setting: is SDC_API_KEYS meant?" in told and "nobody asks" not in told
     monkeypatch.setenv("SDC_STORE_URL", "file:///proc/nowhere")
     sdc("doctor", code=1)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from service import settings_table
 from service.cli import app
 from service.errors import BadParameter
-from service.settings import Settings
+from service.settings import Settings, misspelt
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "OPERATIONS.md"
 SECRET = "nobody may ever read this"
@@ -96,6 +96,20 @@ def test_values_in_force_without_secrets(monkeypatch: pytest.MonkeyPatch) -> Non
     for word in (SECRET, SECRET.replace(" ", "-")):
         assert word not in printed.output
         assert all(word not in value for value, _ in told.values())
+
+
+def test_what_looks_like_a_setting_and_is_none_is_told() -> None:
+    for wrong, meant in (("SDC_API_KEY", "SDC_API_KEYS"), ("sdc_slot", "SDC_SLOTS"), ("SDC_MAX_PIXEL", "SDC_MAX_PIXELS")):
+        assert misspelt({wrong: "1"}) == [f"{wrong} is no setting: is {meant} meant?"]
+    assert misspelt({"SDC_XYZZY": "1"}) == ["SDC_XYZZY is no setting"]
+
+
+def test_settings_and_what_kubernetes_sets_are_nothing_to_tell() -> None:
+    settings = {f"SDC_{name.upper()}": "1" for name in Settings.model_fields} | {"sdc_slots": "1", "SDC_EMPTY": "", "PATH": "/bin"}
+    service = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://10.0.0.1:80"}
+    port = {f"PORT_8080_TCP{part}": "x" for part in ("", "_PROTO", "_PORT", "_ADDR")}
+    kubernetes = {f"{name}_{key}": value for name in ("SDC", "SDC_CACHE") for key, value in {**service, **port}.items()}
+    assert misspelt(settings | kubernetes) == []
 
 
 def test_making_the_document_anew(tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def test_what_goes_on_after_the_reply_says_whose_it_is(
 
 def test_everything_a_service_says_is_json(small_model: Path, tmp_path: Path) -> None:
     """From the first line to the last, refusals and a client that is no client included."""
-    with serving(tmp_path, tmp_path / "log", SDC_MODEL=str(small_model), SDC_SIGNING_KEYS=json.dumps({"k1": "hush" * 5})) as server:
+    settings = {"SDC_MODEL": str(small_model), "SDC_SIGNING_KEYS": json.dumps({"k1": "hush" * 5}), "SDC_API_KEY": "hush"}
+    with serving(tmp_path, tmp_path / "log", **settings) as server:
         httpx.post(f"{server.base}/compress", content=png(make_picture(40, 40)), timeout=60)
         httpx.post(f"{server.base}/compress", content=b"no picture", timeout=60)
         httpx.get(f"{server.base}/render/{'a' * 26}.webp?expires=1&key=k1&sig=hush", timeout=60)
@@ -187,6 +188,7 @@ def test_everything_a_service_says_is_json(small_model: Path, tmp_path: Path) ->
     told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [told[0]["event"], told[-1]["event"]] == ["starting", "stopped"]
     assert "loopback only" in told[0]["note"]
+    assert (told[1]["level"], told[1]["detail"]) == ("warning", "SDC_API_KEY is no setting: is SDC_API_KEYS meant?")
     assert "hush" not in (tmp_path / "log").read_text()
     requests = [line for line in told if line["event"] == "request"]
     assert len({line["request_id"] for line in requests}) == len(requests) >= 4
