@@ -77,6 +77,7 @@ def serve(
 
     from service.api.protocol import BoundedProtocol
     from service.app import create_app
+    from service.process import open_many
     from service.settings import misspelt
     from service.telemetry import logs
 
@@ -95,6 +96,7 @@ def serve(
     structlog.get_logger().info("starting", version=__version__, address=f"http://{settings.host}:{settings.port}", note=note)
     for line in misspelt(os.environ):
         structlog.get_logger().warning("no such setting", detail=line)
+    open_many()
     server = uvicorn.Server(
         uvicorn.Config(
             app_,

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import resource
 import signal
 import socket
 import time
@@ -19,14 +20,21 @@ from service.bench.load import HANGUPS_A_SECOND, hang_up
 from service.bench.serving import Server, serving
 from tests.conftest import filled, make_picture, png, psnr, until
 
+FEW_FILES = 256
 GAUGES = ("sdc_inflight", "sdc_queue_depth", "sdc_queue_oldest_seconds")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The bundled model behind a narrow door."""
+    """The bundled model behind a narrow door, begun where a process is given few files until it asks for more."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(folder, folder / "log", SDC_SLOTS="12") as server:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, hard))
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(serving(folder, folder / "log", SDC_SLOTS="12"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         yield server
 
 
@@ -184,6 +192,13 @@ def test_health_answers_while_a_hundred_uploads_drip_in(server: Server) -> None:
             assert httpx.get(server.base + path, timeout=60).status_code == 200
         assert httpx.get(f"{server.base}/render/{'a' * 26}", timeout=60).status_code == 503
     assert_calm(server)
+
+
+def test_health_answers_beside_clients_that_keep_a_connection_and_say_nothing(server: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(FEW_FILES + 50):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert httpx.get(f"{server.base}/livez", timeout=10).status_code == 200
 
 
 def test_a_request_that_does_not_end_is_cut_when_the_time_is_up(small_model: Path, tmp_path: Path) -> None:
