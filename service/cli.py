@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,11 @@ def serve(
     with errors_told(code=2):
         app_ = create_app(settings)
     logs.configure(settings.log_level)
+    try:
+        _try_address(settings.host, settings.port)
+    except OSError as error:
+        structlog.get_logger().error("start failed", detail=error.strerror)
+        raise typer.Exit(3) from error
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         note = "listening on loopback only: --host 0.0.0.0 opens it to the network" + (
             "" if settings.api_keys else ", where nobody needs a key"
@@ -117,6 +123,29 @@ def serve(
         raise typer.Exit(3)
     if app_.state.failed:
         raise typer.Exit(4)
+
+
+def _try_address(host: str, port: int) -> None:
+    """Bind every address of a host as the server will, and give them back: that one is taken shall be seen before a model is loaded.
+
+    Kept, they would keep nobody away: a port that nobody listens on can be bound twice.  Of two that start at once the server's own binding
+    decides, as ever.
+
+    Raises OSError, with the settings in its words.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            try:
+                tried = socket.socket(family, kind, protocol)
+            except OSError:  # a family that this machine does not have: the server does without it
+                continue
+            with tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on SDC_HOST={host}, SDC_PORT={port}: {error.strerror}") from error
 
 
 @app.command()

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from service.bench.serving import serving
-from service.cli import app
+from service.bench.serving import free_port, serving
+from service.cli import _try_address, app
 from service.commands import terminal
 from service.pipeline import Pipeline
 from service.settings import BUNDLED_MODEL
@@ -248,17 +248,29 @@ def test_a_real_server_gives_the_blob_the_command_line_gives(tmp_path: Path, pho
     assert (np.asarray(Image.open(tmp_path / "back" / "cat.png")) == rendered).all()
 
 
-def test_the_port_is_taken(tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that cannot listen says so and exits non-zero."""
-    monkeypatch.setenv("SDC_STORE_URL", f"file://{tmp_path}/store")
+def test_a_port_that_is_taken_stops_the_start_before_a_model_is_looked_for(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--model", str(small_model)]
-        done = subprocess.run(arguments, capture_output=True, timeout=120, check=False)
-    assert done.returncode != 0
-    assert b"address already in use" in done.stderr + done.stdout
+        arguments = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--model", str(tmp_path)]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3
+    (told,) = done.stderr.splitlines()
+    assert json.loads(told)["detail"] == f"cannot listen on SDC_HOST=127.0.0.1, SDC_PORT={port}: Address already in use"
+
+
+def test_an_address_that_is_none_is_named_and_one_that_can_be_had_is_given_back() -> None:
+    with pytest.raises(OSError, match=r"cannot listen on SDC_HOST=256\.1\.1\.1, SDC_PORT=8080: "):
+        _try_address("256.1.1.1", 8080)
+    for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+        port = free_port()
+        _try_address(host, port)
+        with socket.socket() as mine:
+            mine.bind(("127.0.0.1", port))
+            mine.listen()
+            with pytest.raises(OSError, match=f"SDC_PORT={port}: Address already in use"):
+                _try_address(host, port)
 
 
 def test_a_bad_model_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
