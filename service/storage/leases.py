@@ -14,7 +14,8 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 
 import structlog
 
@@ -62,13 +63,13 @@ class Leases:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._objects, self._lease_s, self._clock, self._pause = objects, lease_s, clock, pause
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
 
     async def take(self, name: str, deadline: float) -> Lease | None:
         """The right to make a picture, or None where another replica has given its own back, having made it or not.
 
         ``name`` is the picture's, and has no slashes: a folder store keeps the folders that it makes.
-        Waits while another has it.  Raises TimeoutError at ``deadline``, on the monotonic clock.
+        Waits while another has it.  Raises TimeoutError at ``deadline``, on the monotonic clock.  Whoever is cancelled leaves no lease.
         """
         if not self._lease_s:
             return Lease(self._objects, [])
@@ -76,7 +77,7 @@ class Leases:
         while True:
             paths.append(f"{PREFIX}/{name}.{len(paths)}")
             try:
-                if await self._objects.create(paths[-1], f"{os.getpid()}".encode()):
+                if await self._created(paths):
                     metrics.LEASES.labels(result="expired" if len(paths) > 1 else "taken").inc()
                     return Lease(self._objects, paths)
                 if await self._given_back(paths[-1], deadline):
@@ -85,6 +86,20 @@ class Leases:
             except StoreUnavailable as error:
                 _failed(error)
                 return Lease(self._objects, [])
+
+    async def _created(self, paths: list[str]) -> bool:
+        """Whether this call made the last of the paths, which gives the right to all of them."""
+        creating = asyncio.ensure_future(self._objects.create(paths[-1], f"{os.getpid()}".encode()))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:  # which does not stop a write that is under way: what comes of it would be nobody's
+            self._in_background(self._undone(creating, Lease(self._objects, paths)))
+            raise
+
+    async def _undone(self, creating: asyncio.Future[bool], lease: Lease) -> None:
+        with suppress(StoreUnavailable):
+            if await creating:
+                await lease.release()
 
     async def _given_back(self, path: str, deadline: float) -> bool:
         """Whether a lease was given back within the time that it is respected."""
@@ -106,16 +121,19 @@ class Leases:
 
         async def release() -> None:
             if written is not None:
-                await written
+                await asyncio.wait([asyncio.ensure_future(written)])  # whatever becomes of it
             await lease.release()
 
-        task = asyncio.get_running_loop().create_task(release())
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
+        self._in_background(release())
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     async def close(self) -> None:
         """Wait until all that were given back are."""
-        await asyncio.gather(*self._releasing)
+        await asyncio.gather(*self._working)
 
 
 def _failed(error: StoreUnavailable) -> None:

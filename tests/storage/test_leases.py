@@ -1,8 +1,11 @@
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock
 
+import obstore
 import pytest
 from prometheus_client import REGISTRY
 
@@ -166,6 +169,52 @@ def test_given_back_when_the_picture_can_be_found() -> None:
         await asyncio.sleep(0)
         assert await objects.list("leases/")
         written.set()
+        await keeper.close()
+        assert await objects.list("leases/") == []
+
+    run(check)
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_whoever_is_cancelled_leaves_no_lease(monkeypatch: pytest.MonkeyPatch, won: bool) -> None:
+    """A write goes on when nobody waits for it any more.  Another's lease stays."""
+
+    async def check() -> None:
+        objects, put = open_store("memory:///"), obstore.put
+        asked, may, done = threading.Event(), threading.Event(), threading.Event()
+        if not won:
+            await taken(leases(objects, Time()))
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            asked.set()
+            assert may.wait(20)
+            try:
+                return put(*args, **kwargs)
+            finally:
+                done.set()
+
+        monkeypatch.setattr(obstore, "put", slowly)
+        keeper = leases(objects, Time())
+        task = asyncio.create_task(taken(keeper))
+        await asyncio.to_thread(asked.wait, 20)
+        task.cancel()
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+        may.set()
+        await asyncio.to_thread(done.wait, 20)
+        await keeper.close()
+        assert len(await objects.list("leases/")) == (0 if won else 1)
+
+    run(check)
+
+
+def test_given_back_whatever_became_of_the_picture() -> None:
+    async def check() -> None:
+        objects = open_store("memory:///")
+        keeper = leases(objects, Time())
+        written = asyncio.create_task(asyncio.sleep(60))
+        keeper.release_after(await taken(keeper), written)
+        await asyncio.sleep(0)
+        written.cancel()
         await keeper.close()
         assert await objects.list("leases/") == []
 
