@@ -41,6 +41,9 @@ class RenderCache:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """least recently used first; only where bounded"""
         self._bytes = 0
+        self._stock: asyncio.Task[None] | None = None
+        self._forgotten: set[str] = set()
+        """ids that were while stock was taken: what it found of them is gone"""
         self._working: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -49,13 +52,13 @@ class RenderCache:
         In the background: of hundreds of thousands of pictures that takes longer than anybody waits for a start.
         """
         if self._bounded:
-            self._in_background(self._take_stock())
+            self._stock = self._in_background(self._take_stock())
 
     async def _take_stock(self) -> None:
         try:
             await self._objects.tidy(PREFIX)
             for path, size in reversed(await self._objects.list(f"{PREFIX}/", in_time=False)):
-                if path not in self._sizes:
+                if path not in self._sizes and path.split("/")[1] not in self._forgotten:
                     self._note(path, size)
                     self._sizes.move_to_end(path, last=False)  # what came meanwhile is younger
             await self._evict()
@@ -111,12 +114,18 @@ class RenderCache:
 
     async def forget(self, blob_id: str) -> None:
         """Delete every picture of a blob, those that are being written included.  Raises StoreUnavailable."""
-        await self.close()
+        if self._stock is not None and not self._stock.done():  # which takes too long to be waited for
+            self._forgotten.add(blob_id)
+        writing = self._working - {self._stock}
+        if writing:
+            await asyncio.wait(writing)  # and not gather: they are not this caller's, to be cancelled with him
         for path in [path for path in self._memory if path.startswith(f"{PREFIX}/{blob_id}/")]:
             self._bytes_in_memory -= len(self._memory.pop(path))
+        metrics.RENDER_CACHE_MEMORY_BYTES.set(self._bytes_in_memory)
         for path, _ in await self._objects.list(f"{PREFIX}/{blob_id}/"):
             await self._objects.delete(path)
             self._forget(path)
+        metrics.RENDER_CACHE_BYTES.set(self._bytes)
 
     async def close(self) -> None:
         """Wait for what is being written, and for the stock."""

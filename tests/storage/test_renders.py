@@ -142,6 +142,64 @@ def test_a_deleted_blob_leaves_nothing(objects: Objects) -> None:
     run(check)
 
 
+def test_whoever_leaves_while_a_blob_is_forgotten_stops_no_write(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        put, may = obstore.put, threading.Event()
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            assert may.wait(20)
+            return put(*args, **kwargs)
+
+        monkeypatch.setattr(obstore, "put", slowly)
+        cache = RenderCache(objects, 1000)
+        written = cache.keep(OTHER, "one", bytes(33))
+        forgetting = asyncio.create_task(cache.forget(ID))
+        await asyncio.sleep(0.05)
+        forgetting.cancel()
+        await asyncio.wait([forgetting])
+        may.set()
+        assert written is not None
+        await written
+        assert await cache.read(OTHER, "one") == bytes(33)
+
+    run(check)
+
+
+def test_a_blob_is_forgotten_while_stock_is_taken(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would keep its caller waiting, and must not count afterwards what is gone."""
+
+    async def check() -> None:
+        before = RenderCache(objects, 1000)
+        for blob_id in (ID, OTHER):
+            await keep(before, blob_id, "one", bytes(33))
+        listed, may = obstore.list, threading.Event()
+
+        def slowly(store: Any, prefix: str) -> Any:
+            found = list(listed(store, prefix=prefix))
+            assert prefix != "renders/" or may.wait(20)
+            return found
+
+        monkeypatch.setattr(obstore, "list", slowly)
+        cache = RenderCache(objects, 1000, memory_bytes=1000)
+        cache.open()
+        await cache.read(ID, "one")
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(cache.forget(ID), 10)
+        may.set()
+        await cache.close()
+        assert cache._sizes == {f"renders/{OTHER}/one": 33}
+        assert gauges() == (33, 0)
+        await cache.forget(OTHER)
+        assert gauges() == (0, 0)
+
+    run(check)
+
+
+def gauges() -> tuple[float | None, float | None]:
+    """Bytes kept, and in memory, as the metrics say."""
+    return REGISTRY.get_sample_value("sdc_render_cache_bytes"), REGISTRY.get_sample_value("sdc_render_cache_memory_bytes")
+
+
 def test_what_somebody_deleted_is_a_miss(tmp_path: Path) -> None:
     async def check() -> None:
         cache = RenderCache(open_store(f"file://{tmp_path}"), 1000)
