@@ -118,13 +118,16 @@ class BlobStore:
         return await self._objects.read(f"deleted/{check_id(blob_id)}") is not None
 
     async def delete(self, blob_id: str) -> bool:
-        """Delete blob and sidecar and remember that they were; False when there was nothing."""
+        """Delete blob and sidecar and remember that they were; False when there was nothing.
+
+        The sidecar goes first: once the blob is gone, the next one there may be of a write that revives the id.
+        """
         self._overlook(blob_id)
         if await self.size(blob_id) is None:
             return False
         await self._objects.write(f"deleted/{blob_id}", b"")
-        await self._objects.delete(f"blobs/{blob_id}.sdc")
         await self._objects.delete(f"blobs/{blob_id}.json")
+        await self._objects.delete(f"blobs/{blob_id}.sdc")
         self._overlook(blob_id)  # seen by somebody in between
         return True
 

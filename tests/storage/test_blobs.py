@@ -75,6 +75,23 @@ def test_deleted_is_remembered_until_written_again(store: BlobStore) -> None:
     run(check)
 
 
+def test_a_write_that_revives_an_id_during_its_delete_keeps_its_facts(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        await store.create(ID, b"blob", {"color": "#aabbcc"})
+        delete = store._objects.delete
+
+        async def revived_after(path: str) -> None:
+            await delete(path)
+            if path == f"blobs/{ID}.sdc":
+                assert await store.create(ID, b"again", {"color": "#ddeeff"})
+
+        monkeypatch.setattr(store._objects, "delete", revived_after)
+        assert await store.delete(ID)
+        assert (await store.read(ID), await store.facts(ID)) == (b"again", {"color": "#ddeeff"})
+
+    run(check)
+
+
 @pytest.mark.parametrize("key", ["../x", "", "a" * 25, "A" * 26, "a" * 25 + "/", "a" * 26 + "\n", "..%2f" + "a" * 21])
 def test_keys_that_are_no_ids(store: BlobStore, key: str) -> None:
     async def check() -> None:
