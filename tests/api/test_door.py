@@ -11,15 +11,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.door import Door, EarlyReply, Presence, working_operation
+from service.api.door import PATIENCE_S, Door, EarlyReply, Presence, working_operation
 
 
 class Connection:
     """One request, its body given piece by piece, and what was sent back."""
 
-    def __init__(self, path: str = "/compress", headers: dict[str, str] | None = None, body: list[bytes] | None = None) -> None:
-        encoded = [(key.encode(), value.encode()) for key, value in (headers or {}).items()]
-        self.scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": encoded, "query_string": b""}
+    def __init__(
+        self, path: str = "/compress", headers: dict[str, str] | None = None, body: list[bytes] | None = None, method: str = "POST"
+    ) -> None:
+        if headers is None:
+            headers = {} if body is None else {"transfer-encoding": "chunked"}
+        encoded = [(key.encode(), value.encode()) for key, value in headers.items()]
+        self.scope: Scope = {"type": "http", "method": method, "path": path, "headers": encoded, "query_string": b""}
         self.incoming: asyncio.Queue[Message] = asyncio.Queue()
         pieces = body if body is not None else [b""]
         for index, piece in enumerate(pieces):
@@ -54,14 +58,16 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Held:
-    """An application that reads its body and answers when the gate is opened."""
+    """An application that reads its body, or does not, and answers when the gate is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, reads: bool = True) -> None:
         self.gate = asyncio.Event()
+        self.reads = reads
         self.working = self.cancelled = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Request(scope, receive).body()
+        if self.reads:
+            await Request(scope, receive).body()
         self.working += 1
         try:
             await self.gate.wait()
@@ -264,6 +270,39 @@ def test_a_client_that_hangs_up_is_worked_for_no_longer() -> None:
             await task
         assert held.cancelled == 1
         assert connection.sent == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_client_that_asks_without_a_body_and_hangs_up_is_worked_for_no_longer(reads: bool) -> None:
+    """As every GET does: no route reads a body that is not there, and one that does is told so."""
+
+    async def scenario() -> None:
+        held = Held(reads)
+        connection = Connection(method="GET")
+        task = asyncio.create_task(connection.through(Presence(held)))
+        await until(lambda: held.working == 1)
+        connection.hang_up()
+        with pytest.raises(ClientDisconnect):
+            await task
+        assert held.cancelled == 1
+        assert connection.sent == []
+
+    run(scenario)
+
+
+def test_a_delete_is_finished_though_its_client_hangs_up() -> None:
+    async def scenario() -> None:
+        held = Held(reads=False)
+        connection = Connection(method="DELETE")
+        task = asyncio.create_task(connection.through(Presence(held)))
+        await until(lambda: held.working == 1)
+        connection.hang_up()
+        await asyncio.sleep(5 * PATIENCE_S)
+        held.gate.set()
+        await task
+        assert (connection.status, held.cancelled) == (200, 0)
 
     run(scenario)
 

@@ -1,5 +1,6 @@
 """Real processes on an S3 server: it goes down and comes back, and two of them want the same picture."""
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from tests.conftest import make_picture, png, until
 from tests.stores import moto
 
 RENDERS, AWAITED, TAKEN = "sdc_batch_size_sum{op=render}", "sdc_lease_total{result=awaited}", "sdc_lease_total{result=taken}"
+GONE = "sdc_requests_total{code=499,op=render}"
 
 
 def settings_of(model: Path, environment: dict[str, str], **more: str) -> dict[str, str]:
@@ -95,6 +97,20 @@ def test_each_waiter_has_its_own_deadline(slow_replicas: list[Server]) -> None:
         assert hasty.result().json()["type"].endswith("deadline-missed")
         patient = httpx.get(second.base + link, timeout=60)
         assert (patient.status_code, patient.content) == (200, making.result().content)
+
+
+def test_a_client_that_hangs_up_is_noticed_and_leaves_no_lease(slow_replicas: list[Server]) -> None:
+    first, second = slow_replicas
+    link = posted(first, 5)
+    before = [first.metrics().get(name, 0) for name in (GONE, TAKEN)]
+    with socket.create_connection(("127.0.0.1", first.port)) as client:
+        client.sendall(f"GET {link} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        until(lambda: first.metrics()[TAKEN] > before[1])
+    until(lambda: first.metrics().get(GONE, 0) == before[0] + 1)
+    assert first.metrics()["sdc_inflight"] == 0
+    expired = second.metrics().get("sdc_lease_total{result=expired}", 0)
+    assert httpx.get(second.base + link, timeout=60).status_code == 200
+    assert second.metrics().get("sdc_lease_total{result=expired}", 0) == expired
 
 
 def test_a_hot_picture_is_made_once_by_all_replicas(slow_replicas: list[Server]) -> None:
