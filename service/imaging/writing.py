@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from PIL import Image
@@ -48,16 +49,28 @@ def write_picture(picture: Picture, extension: str, quality: int = DEFAULT_QUALI
 
     JPEG has no transparency: the picture is laid on white.
     """
-    out = io.BytesIO()
     if extension == "jpg":
-        on_white(picture).save(out, "JPEG", quality=quality, optimize=True, progressive=True)
-    elif extension == "png":
+        with _memory_file() as file:
+            on_white(picture).save(file, "JPEG", quality=quality, optimize=True, progressive=True)
+            file.seek(0)
+            return file.read()
+    out = io.BytesIO()
+    if extension == "png":
         picture.image().save(out, "PNG", compress_level=6)
     elif extension == "webp":
         picture.image().save(out, "WEBP", quality=quality, method=4)
     else:
         picture.image().save(out, "AVIF", quality=quality, speed=8)
     return out.getvalue()
+
+
+def _memory_file() -> BinaryIO:
+    """A file in memory, with a descriptor where the system has such (Linux).
+
+    For a descriptor Pillow encodes without the interpreter; else it keeps it for the whole of an optimised or progressive JPEG, and
+    everything stands still (0.35 s for 15 megapixels).
+    """
+    return os.fdopen(os.memfd_create("picture"), "w+b") if hasattr(os, "memfd_create") else io.BytesIO()
 
 
 def write_alpha(alpha: Plane) -> bytes:

@@ -1,5 +1,9 @@
 import io
+import os
+import threading
+import time
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -32,6 +36,32 @@ def test_png_is_lossless() -> None:
 def test_jpeg_lies_on_white() -> None:
     image = np.asarray(Image.open(io.BytesIO(write_picture(CUT_OUT, "jpg", 95))))
     assert image[:, :3].mean() > 240
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="takes a file in memory that has a descriptor")
+def test_a_jpeg_is_written_without_the_interpreter() -> None:
+    """Others go on meanwhile; one try of five is enough, for on a busy machine they stand still for other reasons too."""
+    picture = Picture(np.asarray(Image.fromarray(make_picture(500, 800)).resize((2400, 1500))))
+    assert any(standstill(lambda: write_picture(picture, "jpg")) < 0.4 for _ in range(5))
+
+
+def standstill(call: Callable[[], object]) -> float:
+    """The longest time for which another thread stood still during a call, as a share of the call."""
+    began, moments = time.perf_counter(), []
+    thread = threading.Thread(target=call)
+    thread.start()
+    while thread.is_alive():
+        moments.append(time.perf_counter())
+        time.sleep(0.001)
+    moments = [began, *moments, time.perf_counter()]
+    return float(max(np.diff(moments))) / (moments[-1] - began)
+
+
+@pytest.mark.parametrize("quality", [1, 80, 100])
+def test_a_jpeg_has_the_same_bytes_without_a_descriptor(monkeypatch: pytest.MonkeyPatch, quality: int) -> None:
+    written = write_picture(CUT_OUT, "jpg", quality)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert write_picture(CUT_OUT, "jpg", quality) == written
 
 
 def test_quality_is_used() -> None:
