@@ -162,6 +162,11 @@ def name_of(*parts: bytes) -> str:
     return base64.b32encode(digest).decode().lower()[:26]
 
 
+def _seed(source: bytes) -> int:
+    """Of a photo's dither."""
+    return int.from_bytes(hashlib.sha256(source).digest()[:4], "little")
+
+
 class Pipeline:
     """Engine, codec and queue of one model, put together; and the other models whose files are rendered, by their identity."""
 
@@ -240,7 +245,7 @@ class Pipeline:
             await stages.turn(ticket)
             with stages.timed("open"):
                 picture, grey, padded, first_look = await ticket.aside(lambda: self._open(source, scale))
-            seed = int.from_bytes(hashlib.sha256(source).digest()[:4], "little") if options.dither else None
+                seed = await ticket.aside(partial(_seed, source), finishing=True) if options.dither else None
             frame = Frame(picture.width, picture.height, seed=seed, scale=scale, grey=grey)
             blob = await self._coded(picture, padded, frame, options, stages, ticket)
         return Compressed(container.write(blob), blob, first_look, stages.seconds)
@@ -319,7 +324,7 @@ class Pipeline:
                 rows.window_start * factor : rows.window_end * factor, columns.window_start * factor : columns.window_end * factor
             ]
             part = await self._submit_encode(np.ascontiguousarray(window), sampled, stages, ticket)
-            mosaic.put(tile, part.transpose(1, 2, 0))
+            await ticket.aside(partial(mosaic.put, tile, part.transpose(1, 2, 0)), finishing=True)
         return latent
 
     async def _submit_encode(self, pixels: Plane, sampled: bool, stages: Stages, ticket: Ticket) -> Latent:
@@ -420,7 +425,7 @@ class Pipeline:
             window = latent[:, cell.rows.window, cell.columns.window]
             piece = await _submit_render(np.ascontiguousarray(window), noise, factor, stages, ticket)
             await ticket.aside(partial(mosaic.put, tile, piece), finishing=True)
-        return np.ascontiguousarray(canvas[:height, :width])
+        return await ticket.aside(partial(np.ascontiguousarray, canvas[:height, :width]), finishing=True)
 
     # -- plumbing
 

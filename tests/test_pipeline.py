@@ -1,7 +1,9 @@
 import asyncio
+import hashlib
 import io
 import json
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,7 @@ from service.codec import container
 from service.codec.coders import Coders
 from service.codec.container import ALPHA, GROUND, Blob, Tiling
 from service.engine.engine import Finish
+from service.engine.tiling import Mosaic
 from service.errors import BadParameter, CorruptBlob
 from service.imaging.picture import LARGEST_SIDE, Picture
 from service.imaging.resizing import Box
@@ -221,6 +224,39 @@ def test_what_counts_for_a_strip_is_what_the_networks_see(
     run(settings, scenario)
     assert len(seen) == 2
     assert held == seen
+
+
+def test_what_takes_longer_for_a_larger_picture_is_not_done_on_the_event_loop(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes of the photo, and copies of latents and pixels."""
+    folder = Path(shutil.copytree(settings.model, tmp_path / "model"))
+    told = json.loads((folder / "sdc.json").read_text())
+    (folder / "sdc.json").write_text(json.dumps(told | {"tiling": {"untiled_pixels": 320 * 320, "side": 256, "margin": 32}}))
+    pixels = make_picture(310, 333)
+    done: list[tuple[str, bool]] = []
+
+    def noting(owner: object, name: str, large: Callable[..., bool]) -> None:
+        call = getattr(owner, name)
+
+        def noted(*arguments: object) -> object:
+            if large(*arguments):
+                done.append((name, threading.current_thread() is threading.main_thread()))
+            return call(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    async def scenario(pipeline: Pipeline) -> None:
+        source = png(pixels)
+        noting(Mosaic, "put", lambda *_: True)
+        noting(hashlib, "sha256", lambda content=b"": content == source)
+        noting(np, "ascontiguousarray", lambda array, *_: array.shape == pixels.shape)
+        compressed = await pipeline.compress(source, CompressOptions(dither=True))
+        assert compressed.blob.tiling is not None
+        await pipeline.restore(compressed.blob, 1)
+
+    run(settings.model_copy(update={"model": folder}), scenario)
+    assert set(done) == {("put", False), ("sha256", False), ("ascontiguousarray", False)}
 
 
 def test_few_bytes_show_a_picture_that_was_coded_smaller(bundled_settings: Settings, photo: Plane) -> None:
