@@ -55,7 +55,7 @@ async def upload(request: Request, query: Annotated[UploadQuery, Query()], servi
     blob_id = await off_loop_if_large(content, lambda: services.pipeline.id_of_blob(content))
     created, facts = False, tagged(query.tag)
     if await services.blobs.size(blob_id) is None:
-        await services.verifications.run(blob_id, lambda: services.pipeline.verify(blob, deadline))
+        await services.verifications.run(blob_id, lambda: services.pipeline.verify(blob, deadline), deadline)
         created = (await services.store(blob_id, content, facts))[1]
     if not created:
         facts = await services.tag(blob_id, query.tag)

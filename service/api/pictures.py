@@ -73,7 +73,9 @@ async def compress(request: Request, query: Annotated[CompressQuery, Query()], s
     content = await services.blobs.read(blob_id)
     created, timing, facts = False, {}, {}
     if content is None:
-        compressed = await services.compressions.run(blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline))
+        compressed = await services.compressions.run(
+            blob_id, lambda: services.pipeline.compress(source, options, query.lane, deadline), deadline
+        )
         glance = compressed.glance
         facts = {"source_bytes": len(source), "preview": glance.preview, "color": glance.color, **tagged(query.tag)}
         content, created = await services.store(blob_id, compressed.content, facts)
@@ -153,7 +155,7 @@ async def _fetched_or_made(request: Request, services: Services, deadline: float
     if not joined:
         services.pipeline.refuse_hopeless("render", deadline)
 
-    shown = await services.renders.run(wanted.name, lambda: _made_once(services, wanted, deadline))
+    shown = await services.renders.run(wanted.name, lambda: _made_once(services, wanted, deadline), deadline)
     require_in_time(deadline)
     collapsed = joined or shown.elsewhere
     headers = {"Cache-Status": f"{MISS}; collapsed" if collapsed else MISS, "Server-Timing": server_timing(shown.seconds)}

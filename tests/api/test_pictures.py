@@ -96,6 +96,26 @@ def test_identical_renders_at_once_cost_one_run(client: TestClient, monkeypatch:
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("journey", ["compress", "render"])
+def test_whoever_wants_the_same_waits_no_longer_than_his_own_deadline(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, journey: str
+) -> None:
+    path = "/compress?quality=36"
+    if journey == "render":
+        path = client.post(path, content=PHOTO).json()["links"]["png"]
+    asked = {"method": "GET"} if journey == "render" else {"method": "POST", "content": PHOTO}
+    monkeypatch.setattr(client.app.state.services.pipeline, "refuse_hopeless", lambda *_: None)  # type: ignore[attr-defined]
+    runs = slow(monkeypatch, client, journey, 1.3)
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(client.request, url=path, **asked)
+        until(lambda: bool(runs))
+        hasty = client.request(url=path, headers={"SDC-Deadline-Ms": "800"}, **asked)
+        assert hasty.status_code == 503
+        assert "somebody else" in hasty.json()["detail"]
+        assert patient.result().is_success
+    assert len(runs) == 1
+
+
 def test_a_reply_that_comes_too_late_is_refused_and_what_was_made_is_kept(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = slow(monkeypatch, client, "compress", 1.5)
     late = client.post("/compress?quality=34", content=PHOTO, headers={"SDC-Deadline-Ms": "1000"})

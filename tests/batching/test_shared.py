@@ -1,11 +1,13 @@
 import asyncio
+import gc
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from prometheus_client import REGISTRY
 
 from service.batching.shared import SharedRuns
-from service.errors import Overloaded
+from service.errors import DeadlineMissed, Overloaded
 
 
 class Work:
@@ -114,6 +116,47 @@ def test_a_refusal_is_only_the_first_callers() -> None:
         first, *others = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(first, Overloaded)
         assert others == [2, 2]
+
+    run(scenario)
+
+
+def test_whoever_joins_waits_no_longer_than_his_own_deadline() -> None:
+    """Whoever began has his in the call.  The others keep their run."""
+
+    async def scenario(runs: SharedRuns[int], work: Work) -> None:
+        before = REGISTRY.get_sample_value("sdc_rejected_total", {"reason": "deadline-passed"})
+        tasks = [asyncio.create_task(runs.run("same", work, time.monotonic() + seconds)) for seconds in (0.0, 0.02, 60.0)]
+        await asyncio.wait([tasks[1]])
+        with pytest.raises(DeadlineMissed):
+            await tasks[1]
+        assert REGISTRY.get_sample_value("sdc_rejected_total", {"reason": "deadline-passed"}) == before + 1
+        work.gate.set()
+        assert await asyncio.gather(tasks[0], tasks[2]) == [1, 1]
+        assert work.cancelled == 0
+
+    run(scenario)
+
+
+def test_a_run_that_everybody_left_fails_without_a_word() -> None:
+    async def scenario(runs: SharedRuns[int], work: Work) -> None:
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+
+        async def fails() -> int:
+            try:
+                return await work()
+            finally:
+                raise ValueError
+
+        task = asyncio.create_task(runs.run("same", fails))
+        await settle()
+        task.cancel()
+        await asyncio.wait([task])
+        await settle()
+        assert work.cancelled == 1
+        del task
+        gc.collect()
+        assert not told
 
     run(scenario)
 
