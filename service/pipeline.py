@@ -560,12 +560,13 @@ async def open_pipeline(settings: Settings, *, warm: bool = True) -> AsyncIterat
         count = settings.cpu_workers if settings.coders is None else settings.coders
         if warm and count:
             coding = Coders(count)
-            stack.push_async_callback(asyncio.to_thread, coding.close)
         processor = CpuPool(settings.cpu_workers)
         largest = engine.batch_of(settings.max_batch)
         batcher = Batcher(operations, largest, settings.max_queued_pixels, settings.max_delay_ms / 1000, processor, processor_only=[VERIFY])
         pipeline = Pipeline(engine, codec, batcher, settings, others, coding)
         stack.push_async_callback(pipeline.close)
+        if isinstance(coding, Coders):
+            stack.push_async_callback(asyncio.to_thread, coding.close)  # first: a thread may wait for one that hangs
         if warm:
             await pipeline.warm_up()
         yield pipeline

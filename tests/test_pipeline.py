@@ -2,7 +2,9 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
@@ -99,6 +101,26 @@ def test_what_has_no_colours_comes_back_without(settings: Settings) -> None:
         assert (with_colours != with_colours[:, :, :1]).any()
 
     run(settings, scenario)
+
+
+def test_a_process_for_coding_that_hangs_keeps_nobody_from_closing(settings: Settings) -> None:
+    async def scenario() -> None:
+        pipeline_of = open_pipeline(settings.model_copy(update={"coders": 1, "cpu_workers": 1}))
+        pipeline = await pipeline_of.__aenter__()
+        coding = pipeline._coding
+        assert isinstance(coding, Coders)
+        coder = coding._idle[0]
+        os.kill(coder.pid, signal.SIGSTOP)
+        try:
+            compressing = asyncio.create_task(pipeline.compress(png(make_picture(63, 124)), CompressOptions()))
+            while coder not in coding._busy:
+                await asyncio.sleep(0.01)
+            compressing.cancel()
+            await asyncio.wait_for(pipeline_of.__aexit__(None, None, None), 20)
+        finally:
+            coder.kill()
+
+    asyncio.run(scenario())
 
 
 SIZES = [(1, 1), (1, 300), (300, 1), (15, 17), (16, 16), (63, 124), (65, 257), (3, 5)]

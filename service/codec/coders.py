@@ -52,24 +52,30 @@ class Coders:
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._closed = False
+        self._busy: set[_Coder] = set()
         self._idle = [coder for _ in range(count) if (coder := _start())]
 
     def __call__(self, codec: Codec, method: str, *arguments: Any) -> Any:
-        """What the method returns; raises what it raises, and RuntimeError where two processes ended over it, or one and no other began."""
+        """What the method returns; raises what it raises, and RuntimeError where two processes ended over it, or one and no other began, or
+        when the coders are closed."""
         with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{method} was asked for when the coders were closed")
             idle = self._idle.pop() if self._idle else None
         coder = idle or _start()
         if coder is None:
             return here(codec, method, *arguments)
         try:
-            answer = coder.ask(codec, method, arguments)
+            answer = self._ask(coder, codec, method, arguments)
         except (EOFError, OSError):
             status = self._ended(coder)
+            if self._closed:
+                raise RuntimeError(f"{method} was given up when the coders were closed") from None
             coder = _start()  # none of the others: what ended one may have ended all
             if coder is None:
                 raise RuntimeError(f"a coder ended over {method} with status {status}, and no other could be started") from None
             try:
-                answer = coder.ask(codec, method, arguments)
+                answer = self._ask(coder, codec, method, arguments)
             except (EOFError, OSError) as error:
                 raise RuntimeError(f"two coders ended over one {method}, the last with status {self._ended(coder)}") from error
         with self._lock:
@@ -82,6 +88,17 @@ class Coders:
             raise answer
         return answer
 
+    def _ask(self, coder: _Coder, codec: Codec, method: str, arguments: tuple[Any, ...]) -> Any:
+        with self._lock:
+            self._busy.add(coder)
+            if self._closed:
+                coder.kill()
+        try:
+            return coder.ask(codec, method, arguments)
+        finally:
+            with self._lock:
+                self._busy.discard(coder)
+
     def _ended(self, coder: _Coder) -> int:
         status = coder.end()
         metrics.CODERS_ENDED.inc()
@@ -89,9 +106,11 @@ class Coders:
         return status
 
     def close(self) -> None:
-        """End the processes; one that is at work ends when that is done."""
+        """End the processes.  One that is at work is killed: nobody waits for its result any more, and it may hang."""
         with self._lock:
             self._closed, idle, self._idle = True, self._idle, []
+            for coder in self._busy:
+                coder.kill()
         for coder in idle:
             coder.hang_up()
         for coder in idle:
@@ -137,6 +156,10 @@ class _Coder:
     def hang_up(self) -> None:
         """Let the process end when it has done what it was asked."""
         self._connection.close()
+
+    def kill(self) -> None:
+        """End the process at once; whoever waits for its answer hears of it."""
+        self._process.kill()
 
     def end(self) -> int:
         """Have the process end; returns its exit status."""

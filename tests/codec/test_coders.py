@@ -193,6 +193,29 @@ def test_closing_ends_them(codec: Codec) -> None:
     made.close()
 
 
+def test_closing_ends_one_that_hangs(codec: Codec, latent: np.ndarray, frame: Frame) -> None:
+    """Its caller hears of it, and no other is started."""
+    made, failures = Coders(1), []
+    coder = made._idle[0]
+
+    def ask() -> None:
+        try:
+            made(codec, "encode", latent, frame, 100)
+        except RuntimeError as failure:
+            failures.append(str(failure))
+
+    os.kill(coder.pid, signal.SIGSTOP)
+    caller = threading.Thread(target=ask, daemon=True)
+    caller.start()
+    until(lambda: coder in made._busy)
+    made.close()
+    caller.join(20)
+    assert not running(coder.pid)
+    assert failures == ["encode was given up when the coders were closed"]
+    with pytest.raises(RuntimeError, match="when the coders were closed"):
+        made(codec, "encode", latent, frame, 100)
+
+
 def test_none_outlives_its_service() -> None:
     """Not even one that was killed."""
     script = (
