@@ -252,7 +252,8 @@ def test_who_hung_up_had_no_reply(client: TestClient, traced: Traced) -> None:
         raise AssertionError
 
     scope = {
-        "type": "http", "method": "POST", "path": "/compress", "raw_path": b"/compress", "query_string": b"", "headers": [],
+        "type": "http", "method": "POST", "path": "/compress", "raw_path": b"/compress", "query_string": b"",
+        "headers": [(b"content-length", b"9")],
         "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "root_path": "",
     }  # fmt: skip
     asyncio.run(client.app(scope, gone, send))  # type: ignore[arg-type]
