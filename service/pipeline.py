@@ -403,8 +403,9 @@ class Pipeline:
             if container.ALPHA in blob.sections:
                 alpha = await ticket.aside(lambda: read_alpha(blob.sections[container.ALPHA], blob.width, blob.height))
         rgb = await self._decode(latent, blob, steps, stages, ticket)
-        with stages.timed("write"):
-            rgb = await ticket.aside(partial(_finished, rgb, blob, ground, codec.manifest.downscale), finishing=True)
+        if ground is not None or blob.grey or blob.scale != WHOLE_SCALE:
+            with stages.timed("write"):
+                rgb = await ticket.aside(partial(_finished, rgb, blob, ground, codec.manifest.downscale), finishing=True)
         return Picture(rgb, alpha)
 
     async def _decode(self, latent: Latent, blob: Blob, steps: Steps, stages: Stages, ticket: Ticket) -> Plane:
