@@ -131,7 +131,7 @@ def install(app: FastAPI, routers: list[APIRouter]) -> None:
             detail = "there is nothing at this address: /docs has those that there are"
         elif error.status_code == 405 and (methods := sorted(methods_at(request))):
             headers["Allow"] = ", ".join(methods)
-            detail = f"{request.method} is nothing that this address answers: use {' or '.join(methods)}"
+            detail = f"this address does not answer {request.method}: use {' or '.join(methods)}"
         return problem(error.status_code, kinds.get(error.status_code, "http-error"), detail, headers)
 
     app.add_exception_handler(errors.SdcError, ours)
