@@ -40,9 +40,9 @@ def place_for(models: Path, name: str) -> Path:
         raise BadModel(f"'{name}' is no name of a model: give one of a-z, 0-9, '.', '_' and '-' with --name")
     if (BUNDLED_MODEL.parent / name).exists():
         raise BadModel(f"'{name}' is the name of a model of the release: give another one with --name")
-    if (models / name).exists() and not (models / name / "sdc.json").exists():
-        raise BadModel(f"'{name}' in {models} is something else: give another name with --name")
     if (models / name).exists():
+        if not (models / name / "sdc.json").exists():
+            raise BadModel(f"'{name}' in {models} is something else: give another name with --name")
         raise BadModel(f"'{name}' is installed already: `sdc models rm {name}` first, or give another name with --name")
     return models / name
 

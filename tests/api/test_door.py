@@ -258,38 +258,25 @@ def test_a_slot_comes_back_whatever_happens() -> None:
     run(scenario)
 
 
-def test_a_client_that_hangs_up_is_worked_for_no_longer() -> None:
-    async def scenario() -> None:
-        held = Held()
-        app = Presence(held)
-        connection = Connection(body=[b"half ", b"and half"])
-        task = asyncio.create_task(connection.through(app))
-        await until(lambda: held.working == 1)
-        connection.hang_up()
-        with pytest.raises(ClientDisconnect):
-            await task
-        assert held.cancelled == 1
-        assert connection.sent == []
+async def hang_up_on(held: Held, connection: Connection) -> None:
+    """The client leaves while it is worked for, which ends with that, and without a reply."""
+    task = asyncio.create_task(connection.through(Presence(held)))
+    await until(lambda: held.working == 1)
+    connection.hang_up()
+    with pytest.raises(ClientDisconnect):
+        await task
+    assert held.cancelled == 1
+    assert connection.sent == []
 
-    run(scenario)
+
+def test_a_client_that_hangs_up_is_worked_for_no_longer() -> None:
+    run(lambda: hang_up_on(Held(), Connection(body=[b"half ", b"and half"])))
 
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_a_client_that_asks_without_a_body_and_hangs_up_is_worked_for_no_longer(reads: bool) -> None:
     """As every GET does: no route reads a body that is not there, and one that does is told so."""
-
-    async def scenario() -> None:
-        held = Held(reads)
-        connection = Connection(method="GET")
-        task = asyncio.create_task(connection.through(Presence(held)))
-        await until(lambda: held.working == 1)
-        connection.hang_up()
-        with pytest.raises(ClientDisconnect):
-            await task
-        assert held.cancelled == 1
-        assert connection.sent == []
-
-    run(scenario)
+    run(lambda: hang_up_on(Held(reads), Connection(method="GET")))
 
 
 def test_a_delete_is_finished_though_its_client_hangs_up() -> None:
